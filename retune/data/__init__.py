@@ -1,0 +1,1 @@
+"""Text and tables on their way to tensors: readers, batches, search."""

@@ -1,0 +1,76 @@
+"""Fingerprints of code: which stage must run again after an edit of the library.
+
+Snakemake watches a rule's script, not the modules which it imports.  A fingerprint covers the
+script and every module of this package that it reaches, as syntax trees without comments and
+docstrings, plus the versions of the packages that decide results.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+DECIDING = {"torch": "torch", "transformers": "transformers", "faiss": "faiss-cpu", "peft": "peft"}
+# What these say reaches a stage as values, through its params.
+VALUES_ONLY = {"retune.config", "retune.experiment", "retune.plan", "retune.fingerprint"}
+
+
+def fingerprint(script: str | Path) -> str:
+    """A hash over `script` and all that it imports of this package, 16 hexadecimal digits."""
+    seen: dict[str, str] = {}
+    packages: set[str] = set()
+    _reach(Path(script), "script", seen, packages)
+    lines = [f"{name} {digest}" for name, digest in sorted(seen.items())]
+    lines += [f"{name} {_version(DECIDING[name])}" for name in sorted(packages)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def reached(script: str | Path) -> list[str]:
+    """Names of the modules of this package that `script` reaches, sorted."""
+    seen: dict[str, str] = {}
+    _reach(Path(script), "script", seen, set())
+    return sorted(set(seen) - {"script"})
+
+
+def _reach(file: Path, name: str, seen: dict[str, str], packages: set[str]) -> None:
+    if name in seen:
+        return
+    stat = file.stat()
+    seen[name], imports = _digest(str(file), stat.st_mtime_ns, stat.st_size)
+    for module in imports:
+        if module.split(".")[0] in DECIDING:
+            packages.add(module.split(".")[0])
+        elif module.split(".")[0] == "retune" and module not in VALUES_ONLY:
+            base = ROOT.joinpath(*module.split(".")[1:])
+            for found in (base.with_suffix(".py"), base / "__init__.py"):
+                if found.is_file():
+                    _reach(found, module, seen, packages)
+
+
+@lru_cache(None)
+def _digest(file: str, mtime: int, size: int) -> tuple[str, tuple[str, ...]]:
+    tree = ast.parse(Path(file).read_text())
+    imports: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from package import module` names a module too; a name that is none is no file
+            imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                node.body = body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(sorted(set(imports)))
+
+
+@lru_cache(None)
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

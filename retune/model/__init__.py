@@ -1,0 +1,1 @@
+"""Prompts, backbones, pooling, embedders and rerankers. Knows nothing of losses."""

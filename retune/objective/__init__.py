@@ -1,0 +1,1 @@
+"""Losses and what they need: tensors in, scalars out. Knows nothing of models."""

@@ -1,0 +1,272 @@
+"""Which artifact of which run lies where, what it is made of, and which runs share it.
+
+An artifact's key hashes its settings and the keys of what it is made from.  A variant's artifact
+whose key equals that of an earlier run is that run's: its path is the earlier run's path.  So the
+files of the whole experiment are known before anything runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from retune.config import Config, EmbedderConfig
+from retune.experiment import Experiment, run_of
+
+TRAIN = "train"  # the collection of training texts; the others are named as their benchmarks
+
+
+@dataclass(frozen=True)
+class Node:
+    """An artifact of a run: a rule's name and its labels (model, collection, part)."""
+
+    run: str
+    rule: str
+    labels: tuple[str, ...] = ()
+
+
+class Plan:
+    """Paths, settings and dependencies of every artifact of an experiment."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.runs, self.main = experiment.runs, experiment.name
+        self.key = lru_cache(None)(self._key)
+        self.home = lru_cache(None)(self._home)
+
+    # ---- what a run is made of ------------------------------------------------------------------
+
+    def config(self, run: str) -> Config:
+        return self.runs[run]
+
+    def miner(self, run: str) -> str:
+        """Label of the model that mines."""
+        return "miner" if self.runs[run].mine.embedder else "base"
+
+    def parts(self, run: str) -> list[str]:
+        """Names of an embedded collection's files."""
+        shards = self.runs[run].embed.shards
+        return ["queries", *(f"texts-{i:02d}-of-{shards:02d}" for i in range(shards))]
+
+    def pairs(self, run: str) -> Node:
+        """The most complete table of pairs of a run."""
+        config = self.runs[run]
+        return Node(run, "score" if config.score else "mine" if config.mine else "ingest")
+
+    def models(self, run: str) -> list[str]:
+        return list(self.runs[run].evaluate.models) if self.runs[run].evaluate else []
+
+    def benchmarks(self, run: str) -> list[str]:
+        return list(self.runs[run].evaluate.benchmarks) if self.runs[run].evaluate else []
+
+    def variants(self) -> list[str]:
+        return list(self.runs)[1:]
+
+    # ---- models ---------------------------------------------------------------------------------
+
+    def embedder(self, run: str, label: str) -> dict[str, Any]:
+        """Settings of the embedder behind a label; a model made here is named by its path."""
+        config = self.runs[run]
+        section = config.mine.embedder if label == "miner" and config.mine.embedder else config.embedder
+        node = self.model_node(run, label)
+        settings = section.model_dump(mode="json")
+        return settings if node is None else settings | {"model": self.path(node), "revision": None, "sha256": None}
+
+    def model_node(self, run: str, label: str) -> Node | None:
+        """The artifact that a model label stands for; None for one that is not made here."""
+        config = self.runs[run]
+        if label == "tuned":
+            return Node(run, "train")
+        if label == "merged":
+            return Node(run, "merge")
+        section = config.mine.embedder if label == "miner" and config.mine.embedder else config.embedder
+        return self.reference(section.model)
+
+    def reference(self, model: str) -> Node | None:
+        """The artifact behind `variant:<name>`; None for a folder, a hub id or a package."""
+        if not model.startswith("variant:"):
+            return None
+        return Node(run_of(model.removeprefix("variant:"), self.main), "train")
+
+    def merge_models(self, run: str) -> list[tuple[str, Node | None]]:
+        """(reference or path, artifact) of the models that a run merges."""
+        found = []
+        for model in self.runs[run].merge.models:
+            node = self.model_node(run, model) if model in ("base", "tuned") else self.reference(model)
+            reference = self.runs[run].embedder.model if model == "base" else model
+            found.append((self.path(node) if node else reference, node))
+        return found
+
+    # ---- settings and dependencies --------------------------------------------------------------
+
+    def settings(self, node: Node) -> dict[str, Any]:
+        """The config values that a rule uses for this artifact, and no others; JSON-able."""
+        config, dump = self.runs[node.run], lambda section: section.model_dump(mode="json") if section else None
+        seed = config.seed
+        match node.rule, node.labels:
+            case "demo", _:
+                return {"settings": dump(config.demo), "seed": seed}
+            case "ingest", _:
+                return {"settings": dump(config.ingest), "seed": seed}
+            case "benchmark", (name,):
+                return {"settings": dump(config.evaluate.benchmarks[name])}
+            case "split", _:
+                return {"settings": dump(config.split), "embedder": self._tokenizer(config.embedder)}
+            case "embed", (label, _, _):
+                return {"settings": dump(config.embed), "embedder": self.embedder(node.run, label)}
+            case "mine", _:
+                return {"settings": dump(config.mine) | {"embedder": None}, "seed": seed}
+            case "fit", _:
+                return {"reranker": dump(config.reranker), "seed": seed}
+            case "score", _:
+                settings = dump(config.reranker) | {"fit": None}
+                if config.reranker.fit:
+                    settings |= {"model": self.path(Node(node.run, "fit")), "revision": None, "sha256": None}
+                return {"settings": dump(config.score), "reranker": settings}
+            case "train", _:
+                limit = config.split.drop_longer_than
+                return {
+                    "settings": dump(config.train), "embedder": self.embedder(node.run, "base"), "seed": seed,
+                    "drop_longer_than": limit,
+                }  # fmt: skip
+            case "merge", _:
+                base = config.embedder
+                return {
+                    "settings": dump(config.merge) | {"models": [model for model, _ in self.merge_models(node.run)]},
+                    "trust_remote_code": base.trust_remote_code, "revision": base.revision,
+                }  # fmt: skip
+            case "evaluate", _:
+                return {"k": config.evaluate.k}
+            case "metrics", _:
+                return {"cutoffs": config.evaluate.cutoffs, "models": config.evaluate.models, "seed": seed}
+            case "report", _:
+                return {"settings": dump(config.report)}
+        raise KeyError(node.rule)
+
+    def _tokenizer(self, embedder: EmbedderConfig) -> dict[str, Any]:
+        kept = ("model", "revision", "trust_remote_code")
+        found = {key: value for key, value in embedder.model_dump(mode="json").items() if key in kept}
+        node = self.reference(embedder.model)
+        return found | ({"model": self.path(node), "revision": None} if node else {})
+
+    def parents(self, node: Node) -> list[Node]:
+        """What an artifact is made from."""
+        config, run = self.runs[node.run], node.run
+        ingest, split = Node(run, "ingest"), Node(run, "split")
+        match node.rule, node.labels:
+            case "ingest" | "benchmark", _:
+                return [Node(run, "demo")] if config.demo else []
+            case "split", _:
+                return [n for n in (ingest, self.reference(config.embedder.model)) if n]
+            case "embed", (label, collection, _):
+                source = ingest if collection == TRAIN else Node(run, "benchmark", (collection,))
+                return [n for n in (source, self.model_node(run, label)) if n]
+            case "mine", _:
+                vectors = [Node(run, "embed", (self.miner(run), TRAIN, part)) for part in self.parts(run)]
+                return [ingest, *vectors, *([split] if config.mine.pool == "bin" else [])]
+            case "fit", _:
+                return [ingest, Node(run, "mine" if config.mine else "ingest")]
+            case "score", _:
+                return [ingest, Node(run, "mine" if config.mine else "ingest")] + (
+                    [Node(run, "fit")] if config.reranker.fit else []
+                )
+            case "train", _:
+                bins = [split] if config.split.drop_longer_than else []
+                return [n for n in (ingest, self.pairs(run), *bins, self.model_node(run, "base")) if n]
+            case "merge", _:
+                return [made for _, made in self.merge_models(run) if made]
+            case "evaluate", (benchmark, label):
+                parts = [Node(run, "embed", (label, benchmark, part)) for part in self.parts(run)]
+                return [Node(run, "benchmark", (benchmark,)), *parts]
+            case "metrics", _:
+                runs = [Node(run, "evaluate", (b, m)) for b in self.benchmarks(run) for m in self.models(run)]
+                return [*(Node(run, "benchmark", (b,)) for b in self.benchmarks(run)), *runs]
+            case "report", _:
+                return self.reported(run)
+        return []
+
+    def reported(self, run: str) -> list[Node]:
+        """The artifacts that a report reads."""
+        config = self.runs[run]
+        found = [Node(run, "ingest"), Node(run, "split")]
+        found += [Node(run, rule) for rule in ("mine", "score", "train", "merge") if getattr(config, rule)]
+        if config.score and config.reranker.fit:
+            found.append(Node(run, "fit"))
+        if config.evaluate and config.evaluate.benchmarks:
+            found.append(Node(run, "metrics"))
+        return found
+
+    def targets(self) -> list[Node]:
+        """Everything that the config asks for."""
+        found = []
+        for run, config in self.runs.items():
+            found += [Node(run, "report")] if config.report else self.reported(run)
+        return found
+
+    def _key(self, node: Node) -> str:
+        settings = self.settings(node)
+        if node.rule in ("merge", "score", "embed", "split", "train"):
+            settings = self._without_paths(settings)
+        parts = [node.rule, *node.labels[1:], json.dumps(settings, sort_keys=True)]
+        parts += [self.key(parent) for parent in self.parents(node)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def _without_paths(self, value: Any) -> Any:
+        """Paths of what is made here say whose it is, not what it is: the parents' keys say that."""
+        if isinstance(value, dict):
+            return {key: self._without_paths(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._without_paths(item) for item in value]
+        return "made" if isinstance(value, str) and value.startswith("results/") else value
+
+    def _home(self, node: Node) -> str:
+        for run in self.runs:
+            if run == node.run:
+                return run
+            try:
+                if self.key(Node(run, node.rule, node.labels)) == self.key(node):
+                    return run
+            except (AttributeError, KeyError):  # that run has no such artifact
+                continue
+        return node.run
+
+    # ---- paths ----------------------------------------------------------------------------------
+
+    def path(self, node: Node, file: str = "") -> str:
+        """Where an artifact lies: in the folder of the first run that makes it."""
+        return f"{self.folder(node)}/{file or self._file(node)}"
+
+    def folder(self, node: Node) -> str:
+        base = f"results/{self.home(node)}"
+        match node.rule, node.labels:
+            case "demo", _:
+                return "results/demo-data"
+            case "benchmark", (name,):
+                return f"{base}/ingest/{name}"
+            case "embed", (label, collection, _):
+                return f"{base}/embed/{label}" + ("" if collection == TRAIN else f"/{collection}")
+            case "evaluate", (benchmark, _):
+                return f"{base}/evaluate/{benchmark}"
+            case "metrics", _:
+                return f"{base}/evaluate"
+            case "fit", _:
+                return f"{base}/score"
+        return f"{base}/{node.rule}"
+
+    def _file(self, node: Node) -> str:
+        match node.rule, node.labels:
+            case "train" | "merge", _:
+                return "model"
+            case "fit", _:
+                return "reranker"
+            case "embed", (_, _, part):
+                return f"{part}.parquet"
+            case "evaluate", (_, label):
+                return f"{label}.run.parquet"
+            case "metrics", _:
+                return "metrics.parquet"
+            case "report", _:
+                return "index.html"
+        return "pairs.parquet"

@@ -1,0 +1,102 @@
+"""What every job needs: errors for users, logs, progress, atomic writes.
+
+Knows nothing of Snakemake, torch or tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+log = logging.getLogger("retune")
+
+
+class UserError(Exception):
+    """A mistake in the user's input: shown as its message alone, without a traceback."""
+
+
+def report_and_exit_code(error: BaseException) -> int:
+    """Print `error` as a user should see it; returns the exit code."""
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+    if isinstance(error, OSError) and error.errno in (28, 122):
+        where = f" while writing {error.filename}" if error.filename else ""
+        print(f"error: the disk is full{where}; free space and run again", file=sys.stderr, flush=True)
+        return 1
+    traceback.print_exception(error)
+    return 1
+
+
+def start_logging() -> None:
+    """Send `retune`'s log to standard error, with times."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    logging.getLogger("retune").setLevel(logging.INFO)
+
+
+def start_job(log_file: str, threads: int) -> None:
+    """Make this process a job: everything it and its children print goes to `log_file`.
+
+    Call it before torch is imported: the number of `threads` is read when torch starts.
+    """
+    Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(log_file, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    start_logging()
+    sys.excepthook = lambda kind, error, trace: report_and_exit_code(error)
+
+
+def progress(total: int | None, what: str, unit: str) -> tqdm:
+    """A progress bar on a terminal; in a log file a line every ten seconds."""
+    live = sys.stderr.isatty()
+    return tqdm(
+        total=total, desc=what, unit=f" {unit}", unit_scale=True, mininterval=0.2 if live else 10, ascii=not live,
+        dynamic_ncols=live, leave=True,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Log how long the block took."""
+    start = time.perf_counter()
+    yield
+    log.info("%s: %.1f s", what, time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends well and removed otherwise.
+
+    Works for files and folders; a reader sees the old one, the whole new one, or nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        yield part
+        if part.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        os.replace(part, path)
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The training loop that the embedder and the reranker share."""
