@@ -326,7 +326,10 @@ class Config(Section):
 
     name: Name = "run"
     seed: Annotated[int, Field(ge=0)] = 42
+    environment: Literal["cpu", "cuda"] = "cpu"
+    """Which of `envs/` the jobs get under `--sdm conda`."""
     demo: DemoConfig | None = None
+    """Make the demo's raw data in `results/<name>/raw`."""
     embedder: EmbedderConfig
     reranker: RerankerConfig | None = None
     ingest: IngestConfig

@@ -110,12 +110,17 @@ class Plan:
                 return {"settings": dump(config.demo), "seed": seed}
             case "ingest", _:
                 return {"settings": dump(config.ingest), "seed": seed}
+            case "config", _:
+                return {"config": config.model_dump(mode="json", exclude={"variants"})}
             case "benchmark", (name,):
-                return {"settings": dump(config.evaluate.benchmarks[name])}
+                return {"settings": dump(config.evaluate.benchmarks[name]), "name": name}
             case "split", _:
                 return {"settings": dump(config.split), "embedder": self._tokenizer(config.embedder)}
-            case "embed", (label, _, _):
-                return {"settings": dump(config.embed), "embedder": self.embedder(node.run, label)}
+            case "embed", (label, _, part):
+                other = "passage_" if part == "queries" else "query_"
+                embedder = self.embedder(node.run, label)
+                kept = {key: value for key, value in embedder.items() if not key.startswith(other)}
+                return {"settings": dump(config.embed), "embedder": kept}
             case "mine", _:
                 return {"settings": dump(config.mine) | {"embedder": None}, "seed": seed}
             case "fit", _:
@@ -142,7 +147,7 @@ class Plan:
             case "metrics", _:
                 return {"cutoffs": config.evaluate.cutoffs, "models": config.evaluate.models, "seed": seed}
             case "report", _:
-                return {"settings": dump(config.report)}
+                return {"settings": dump(config.report), "run": node.run}
         raise KeyError(node.rule)
 
     def _tokenizer(self, embedder: EmbedderConfig) -> dict[str, Any]:
@@ -190,7 +195,7 @@ class Plan:
     def reported(self, run: str) -> list[Node]:
         """The artifacts that a report reads."""
         config = self.runs[run]
-        found = [Node(run, "ingest"), Node(run, "split")]
+        found = [Node(run, "config"), Node(run, "ingest"), Node(run, "split")]
         found += [Node(run, rule) for rule in ("mine", "score", "train", "merge") if getattr(config, rule)]
         if config.score and config.reranker.fit:
             found.append(Node(run, "fit"))
@@ -207,7 +212,7 @@ class Plan:
 
     def _key(self, node: Node) -> str:
         settings = self.settings(node)
-        if node.rule in ("merge", "score", "embed", "split", "train"):
+        if node.rule not in ("config", "ingest", "benchmark"):
             settings = self._without_paths(settings)
         parts = [node.rule, *node.labels[1:], json.dumps(settings, sort_keys=True)]
         parts += [self.key(parent) for parent in self.parents(node)]
@@ -242,7 +247,7 @@ class Plan:
         base = f"results/{self.home(node)}"
         match node.rule, node.labels:
             case "demo", _:
-                return "results/demo-data"
+                return f"{base}/raw"
             case "benchmark", (name,):
                 return f"{base}/ingest/{name}"
             case "embed", (label, collection, _):
@@ -253,6 +258,8 @@ class Plan:
                 return f"{base}/evaluate"
             case "fit", _:
                 return f"{base}/score"
+            case "config", _:
+                return base
         return f"{base}/{node.rule}"
 
     def _file(self, node: Node) -> str:
@@ -269,4 +276,8 @@ class Plan:
                 return "metrics.parquet"
             case "report", _:
                 return "index.html"
+            case "config", _:
+                return "config.yaml"
+            case "split", _:
+                return "bins.parquet"
         return "pairs.parquet"

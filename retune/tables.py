@@ -46,7 +46,8 @@ TABLES: dict[str, pa.Schema] = {
         p_value_=f64,
     ),
     # one row a logged step of training
-    "history": _schema(step=i64, epoch=f64, loss_=f64, learning_rate_=f64, grad_norm_=f64, measure_=text, value_=f64),
+    # loss: the mean since the row before; grad_norm: of the step itself, before it is clipped
+    "history": _schema(step=i64, epoch=f64, loss_=f64, learning_rate_=f64, grad_norm_=f64),
 }  # fmt: skip
 
 

@@ -1,0 +1,209 @@
+"""Training batches: groups drawn from the candidates, in an order that depends on seed and epoch alone.
+
+Nothing here has a state to be saved: the order of queries is a function of (seed, epoch), the
+passages of a group are one of (seed, epoch, query).  So a resumed run sees the same data.
+
+A batch's texts are cut into chunks sorted by length, each padded to its own longest text, and every
+text of a batch goes through the model once, however often it occurs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from retune.data.candidates import TrainSet
+from retune.model.engine import Tokens, pad, ragged
+
+
+def joined(parts: list[Tokens]) -> Tokens:
+    """The texts of several token arrays, one array after the other."""
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Tokens(np.concatenate([part.ids for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+@dataclass(frozen=True)
+class Group:
+    """A query's row and its candidates' rows within a `TrainSet`, the positive first: int64 [G]."""
+
+    query: int
+    candidates: np.ndarray
+
+
+class GroupDataset(Dataset):
+    """(epoch, query row) → the group drawn for it."""
+
+    def __init__(self, train_set: TrainSet, group_size: int, seed: int) -> None:
+        self.train_set, self.group_size, self.seed = train_set, group_size, seed
+
+    def __len__(self) -> int:
+        return len(self.train_set)
+
+    def __getitem__(self, key: tuple[int, int]) -> Group:
+        epoch, query = key
+        data, wanted = self.train_set, self.group_size - 1
+        rng = np.random.default_rng([self.seed, epoch, int(data.query_ids[query])])
+        start, n_positives, n_negatives = data.starts[query], data.n_positives[query], data.n_negatives[query]
+        positive = start + rng.integers(n_positives)
+        if not wanted:
+            return Group(query, np.array([positive]))
+        # too few negatives: drawn from several copies of them
+        urn = np.tile(np.arange(n_negatives), -(-wanted // n_negatives))
+        negatives = start + n_positives + rng.choice(urn, wanted, replace=False)
+        return Group(query, np.append(positive, negatives))
+
+
+class GroupSampler:
+    """Batches of keys for one process out of `world`: a global batch is cut into one slice a process.
+
+    The last, incomplete global batch is shared out evenly (leaving out fewer queries than there are
+    processes), or dropped with `drop_last`.
+    """
+
+    def __init__(
+        self, n_queries: int, batch_size: int, seed: int, drop_last: bool = False, rank: int = 0, world: int = 1
+    ) -> None:
+        self.n_queries, self.batch_size, self.seed = n_queries, batch_size, seed
+        self.rank, self.world, self.epoch = rank, world, 0
+        whole, rest = divmod(n_queries, batch_size * world)
+        self.sizes = [batch_size] * whole
+        if rest >= world and not drop_last:
+            self.sizes.append(rest // world)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_queries)
+        start = 0
+        for size in self.sizes:
+            mine = order[start + self.rank * size : start + (self.rank + 1) * size]
+            start += self.world * size
+            yield [(self.epoch, int(query)) for query in mine]
+
+
+def length_chunks(lengths: np.ndarray, max_tokens: int, multiple: int = 1, overhead: int = 0) -> list[np.ndarray]:
+    """Rows in chunks of similar length, longest first, at the least cost.
+
+    The cost of a chunk is its padded size (rows × longest, rounded up to `multiple`) plus `overhead`,
+    the tokens that could be computed in the time that a chunk of its own costs.  A chunk has at most
+    `max_tokens` padded tokens, but one row at least.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    rounded = -(-lengths[order] // multiple) * multiple
+    # Where the rounded length changes, and the end: an optimal chunk begins and ends there, or at the budget.
+    edges = np.append(np.flatnonzero(np.diff(rounded, prepend=-1)), len(order))
+    widths = rounded[edges[:-1]]
+    cost, after = np.zeros(len(edges), np.int64), np.zeros(len(edges), np.int64)
+    for first in range(len(widths) - 1, -1, -1):  # cost[i]: of all rows from edges[i] on
+        rows = edges[first + 1 :] - edges[first]
+        pieces = -(-rows // max(1, max_tokens // widths[first]))
+        costs = rows * widths[first] + pieces * overhead + cost[first + 1 :]
+        after[first] = first + 1 + np.argmin(costs)
+        cost[first] = costs.min()
+    chunks, at = [], 0
+    while at < len(widths):
+        rows = order[edges[at] : edges[after[at]]]
+        pieces = -(-len(rows) // max(1, max_tokens // widths[at]))
+        chunks += np.array_split(rows, pieces)
+        at = after[at]
+    return chunks
+
+
+@dataclass(frozen=True)
+class Chunker:
+    """Cuts the texts of a batch into padded chunks under a token budget."""
+
+    tokens: Tokens
+    pad_id: int
+    max_tokens: int
+    multiple: int = 1
+    overhead: int = 0
+
+    def __call__(self, rows: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+        """Chunks of the distinct texts among `rows`, and where each of `rows` comes out.
+
+        Returns:
+            {"chunks": padded batches, "n_tokens": tokens in them without padding}, and for each of
+            `rows` its position in the concatenated outputs, int64 [len(rows)].
+        """
+        distinct, which = np.unique(rows, return_inverse=True)
+        lengths = self.tokens.lengths[distinct]
+        batches = length_chunks(lengths, self.max_tokens, self.multiple, self.overhead)
+        chunks = [pad(self.tokens, distinct[batch], self.pad_id, self.multiple) for batch in batches]
+        place = np.empty(len(distinct), np.int64)
+        place[np.concatenate(batches)] = np.arange(len(distinct))
+        return {"chunks": chunks, "n_tokens": int(lengths.sum())}, place[which]
+
+
+class EmbedderCollate:
+    """Groups → the batch of an embedder.
+
+    Args:
+        text_rows: row of each candidate's passage in the chunker's tokens, int64 [M]; the queries' rows
+            come first, in the order of the `TrainSet`.
+        scored: whether teacher scores go into the batch.
+    """
+
+    def __init__(self, train_set: TrainSet, chunker: Chunker, text_rows: np.ndarray, scored: bool) -> None:
+        self.train_set, self.chunker, self.text_rows, self.scored = train_set, chunker, text_rows, scored
+        rows, _ = ragged(train_set.starts, train_set.n_positives)  # candidates that are positives
+        keys = np.repeat(train_set.same_text, train_set.n_positives)
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._positives = keys[order], train_set.text_ids[rows][order]
+
+    def __call__(self, groups: list[Group]) -> dict[str, Any]:
+        """The batch: chunks, n_tokens; int64: queries [Q], query_places [Q], passage_places and passage_ids [Q * G],
+        positive_rows and positive_ids [K]; in_batch bool [Q]; teacher float32 [Q, G] where scored.
+        """
+        queries = np.array([group.query for group in groups])
+        candidates = np.stack([group.candidates for group in groups])  # [Q, G]
+        batch, places = self.chunker(np.concatenate([queries, self.text_rows[candidates.ravel()]]))
+        rows, ids = self._known(queries)
+        data = self.train_set
+        arrays = {
+            "query_places": places[: len(queries)], "passage_places": places[len(queries) :],
+            "passage_ids": data.text_ids[candidates.ravel()], "positive_rows": rows, "positive_ids": ids,
+            "in_batch": data.in_batch[queries], "queries": queries,
+        }  # fmt: skip
+        if self.scored:
+            arrays["teacher"] = data.scores[candidates]
+        return batch | {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+    def _known(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(row in the batch, passage id) of every known positive of the batch's query texts, int64 [K] each."""
+        keys = self.train_set.same_text[queries]
+        low, high = np.searchsorted(self._keys, keys), np.searchsorted(self._keys, keys, side="right")
+        where = [self._positives[a:b] for a, b in zip(low, high, strict=True)]
+        return np.repeat(np.arange(len(queries)), high - low), np.concatenate(where)
+
+
+class RerankerCollate:
+    """Groups → the batch of a reranker; row m of the chunker's tokens is the pair of candidate m."""
+
+    def __init__(self, chunker: Chunker) -> None:
+        self.chunker = chunker
+
+    def __call__(self, groups: list[Group]) -> dict[str, Any]:
+        """{chunks, n_tokens, pair_places int64 [Q, G], queries int64 [Q]}."""
+        candidates = np.stack([group.candidates for group in groups])  # [Q, G]
+        batch, places = self.chunker(candidates.ravel())
+        queries = np.array([group.query for group in groups])
+        places = places.reshape(candidates.shape)
+        return batch | {"pair_places": torch.from_numpy(places), "queries": torch.from_numpy(queries)}
+
+
+def loader(
+    dataset: GroupDataset, sampler: GroupSampler, collate: EmbedderCollate | RerankerCollate, workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:  # fmt: skip
+    """The loader of a process; it draws nothing from torch's global generator."""
+    return DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )  # fmt: skip

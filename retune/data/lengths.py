@@ -1,0 +1,74 @@
+"""How many tokens texts have, and the length bins that they fall into.
+
+Needs the tokenizer of a checkpoint, never its model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from retune.model.checkpoint import resolve
+
+Count = Callable[[pa.Array], np.ndarray]  # texts [n] → tokens int32 [n]
+
+
+def counter(embedder: Mapping[str, Any], threads: int) -> Count:
+    """A function from texts to their numbers of tokens, special tokens included, nothing cut off.
+
+    Args:
+        embedder: `model`, and where given `revision` and `trust_remote_code`.
+        threads: read when the first text of this process is tokenized.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    folder = resolve(embedder["model"], embedder.get("revision"))
+    if (folder / "tokenizer.json").is_file():
+        return _rust_counter(folder)
+    return _python_counter(folder, bool(embedder.get("trust_remote_code")))
+
+
+def _rust_counter(folder: Path) -> Count:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def count(texts: pa.Array) -> np.ndarray:
+        found = tokenizer.encode_batch_fast(texts.to_pylist())
+        return np.fromiter(map(len, found), np.int32, len(found))
+
+    return count
+
+
+def _python_counter(folder: Path, trust_remote_code: bool) -> Count:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+    def count(texts: pa.Array) -> np.ndarray:
+        found = tokenizer(texts.to_pylist(), truncation=False, verbose=False)["input_ids"]
+        return np.fromiter(map(len, found), np.int32, len(found))
+
+    return count
+
+
+def bin_names(lower_bounds: Sequence[int]) -> list[str]:
+    """Names such as `len-0-500`, the last one open (`len-7000-inf`); bins start at 0 whatever the first bound."""
+    bounds = list(lower_bounds) if lower_bounds[0] == 0 else [0, *lower_bounds]
+    return [f"len-{low}-{high}" for low, high in zip(bounds, [*bounds[1:], "inf"], strict=True)]
+
+
+def bin_of(lengths: np.ndarray, lower_bounds: Sequence[int]) -> np.ndarray:
+    """Index into `bin_names` of each length; a bin holds its lower bound and not its upper."""
+    bounds = list(lower_bounds) if lower_bounds[0] == 0 else [0, *lower_bounds]
+    return np.searchsorted(bounds, lengths, side="right") - 1

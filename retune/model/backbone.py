@@ -1,0 +1,90 @@
+"""Loading transformers backbones, strictly: weights that a checkpoint lacks are an error, not noise."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+from retune.runtime import UserError
+
+
+def _quiet() -> None:
+    """Keep transformers' loading bars and advice out of a job's log."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*pickle.*")
+
+
+def load_backbone(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> torch.nn.Module:
+    """The encoder in `folder`.  A pooler which the checkpoint does not hold is left out.
+
+    Raises:
+        UserError: if weights are missing, or the architecture is not known or not an encoder.
+    """
+    from transformers import AutoModel
+
+    _quiet()
+    try:
+        model, info = AutoModel.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UserError(f"model {folder}: {str(error).strip().splitlines()[0]}") from None
+    missing = sorted(info["missing_keys"])
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None
+    elif missing:
+        raise UserError(f"model {folder}: {len(missing)} weights are missing, such as {missing[0]}")
+    pooler = getattr(model, "pooler", None)
+    if isinstance(pooler, torch.nn.Module):
+        pooler.requires_grad_(False)  # no vector goes through it
+    return model
+
+
+def load_classifier(
+    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, fresh: bool = False
+) -> torch.nn.Module:
+    """The sequence classifier with one logit in `folder`; with `fresh`, an encoder under a new head.
+
+    Raises:
+        UserError: if the checkpoint has no one-logit head (unless `fresh`), or weights are missing.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    _quiet()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if fresh:
+            config.num_labels = 1
+        elif config.num_labels != 1:
+            raise UserError(f"model {folder}: it has {config.num_labels} labels; a reranker has one logit")
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UserError(f"model {folder}: {str(error).strip().splitlines()[0]}") from None
+    missing = sorted(info["missing_keys"])
+    head = [key for key in missing if key.split(".")[0] in ("classifier", "score") or ".pooler." in f".{key}"]
+    if [key for key in missing if key not in head] or (missing and not fresh):
+        raise UserError(f"model {folder}: {len(missing)} weights are missing, such as {missing[0]}: is it a reranker?")
+    return model
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False):
+    """The checkpoint's tokenizer.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    _quiet()
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"model {folder}: no tokenizer: {str(error).strip().splitlines()[0]}") from None

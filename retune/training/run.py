@@ -1,0 +1,145 @@
+"""One run of training, from start or from where it was interrupted, to a model in its place.
+
+An interrupted run continues from its last complete checkpoint under `state`, as if nothing had
+happened; checkpoints of another run (other settings or data) are thrown away.  The finished model
+appears in one rename; `state` goes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerState
+
+from retune import tables
+from retune.data.batches import EmbedderCollate, GroupDataset, GroupSampler, RerankerCollate, loader
+from retune.objective.gather import world
+from retune.runtime import UserError, atomic, log
+from retune.training.arguments import TrainingArguments
+from retune.training.tasks import Task
+from retune.training.trainer import GroupTrainer, complete_checkpoints, wait_for_all
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a run keeps its state, and where its model and history go."""
+
+    state: Path
+    model: Path
+    history: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.state / "checkpoints"
+
+
+def run_key(settings: dict[str, Any], files: list[Path | None]) -> str:
+    """A hash of what decides a run: its settings (JSON-able) and its tables, by size and last bytes."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in files:
+        if path is not None:
+            with Path(path).open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - 2**16))
+                digest.update(f"{size}\n".encode() + file.read())
+    return digest.hexdigest()
+
+
+def claim(state: Path, key: str) -> None:
+    """Make `state` this run's: another run's checkpoints are removed."""
+    mark = state / "run"
+    if world()[0] == 0:
+        another = not mark.is_file() or mark.read_text() != key
+        if another and (state / "checkpoints").exists():
+            log.info("%s: checkpoints of another run are removed", state)
+            shutil.rmtree(state / "checkpoints")
+        state.mkdir(parents=True, exist_ok=True)
+        mark.write_text(key)
+    wait_for_all()
+
+
+def run(
+    task: Task, arguments: TrainingArguments, dataset: GroupDataset, collate: EmbedderCollate | RerankerCollate,
+    outputs: Outputs, save: Callable[[Path], None], section: str = "train.args",
+) -> None:  # fmt: skip
+    """Train `task`, then put the model and its history in their places.
+
+    Args:
+        save: writes the model into a folder.
+        section: config key named in messages.
+
+    Raises:
+        UserError: if the loss or a weight is not finite, no batch is full, or no weight has changed.
+    """
+    rank, size = world()
+    sampler = GroupSampler(
+        len(dataset), arguments.per_device_train_batch_size, dataset.seed, arguments.dataloader_drop_last, rank, size
+    )
+    if not len(sampler):
+        raise UserError(
+            f"{section}: {len(dataset)} training queries do not fill one batch of "
+            f"{arguments.per_device_train_batch_size} × {size} processes; lower per_device_train_batch_size"
+        )
+    pin = arguments.device.type == "cuda" and arguments.dataloader_pin_memory
+    batches = loader(dataset, sampler, collate, arguments.dataloader_num_workers, pin)
+    try:
+        trainer = GroupTrainer(task, arguments, batches, sampler, dataset.train_set.sources)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{section}: {str(error).strip().splitlines()[0]}") from None
+    before = weight_sums(task)
+    state = _train(trainer, outputs.checkpoints)
+    _check_weights(before, weight_sums(task), section)
+    if rank == 0:
+        write_history(outputs.history, state)
+        with atomic(outputs.model) as folder:
+            save(folder)
+        shutil.rmtree(outputs.state)
+    wait_for_all()
+
+
+def _train(trainer: GroupTrainer, checkpoints: Path) -> TrainerState:
+    """Train from the last complete checkpoint, if there is one; returns the final state."""
+    found = complete_checkpoints(checkpoints)
+    if not found:
+        trainer.train()
+        return trainer.state
+    state = TrainerState.load_from_json(str(found[-1] / "trainer_state.json"))
+    if state.global_step >= state.max_steps:  # interrupted after the last step
+        trainer._load_from_checkpoint(str(found[-1]))
+        return state
+    log.info("going on from step %d of %d", state.global_step, state.max_steps)
+    trainer.train(resume_from_checkpoint=str(found[-1]))
+    return trainer.state
+
+
+@torch.no_grad()
+def weight_sums(task: Task) -> list[tuple[float, float]]:
+    """Sum and norm of each weight under training: enough to tell whether any has changed."""
+    return [
+        (weight.sum(dtype=torch.float64).item(), weight.norm(dtype=torch.float64).item())
+        for weight in task.parameters()
+        if weight.requires_grad
+    ]
+
+
+def _check_weights(before: list[tuple[float, float]], after: list[tuple[float, float]], section: str) -> None:
+    if before == after:
+        raise UserError(
+            f"training left every weight as it was; see {section}: learning_rate, num_train_epochs, max_steps, fp16"
+        )
+    if any(total != total or abs(total) == float("inf") for pair in after for total in pair):
+        raise UserError("training ended with weights that are not finite; try a lower learning_rate, or bf16")
+
+
+def write_history(path: Path, state: TrainerState) -> None:
+    """The logged steps of a run as the table `history`."""
+    rows = [entry for entry in state.log_history if "loss" in entry]
+    columns = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+    tables.write(path, "history", {name: [row.get(name) for row in rows] for name in columns})

@@ -1,0 +1,13 @@
+"""Job of the rule merge."""
+
+from retune.runtime import start_job
+
+start_job(snakemake.log[0], snakemake.threads)
+
+from pathlib import Path
+
+from retune.stages.merge import merge
+
+job = snakemake.params.settings
+settings = job["settings"]
+merge(models=settings["models"], weights=settings["weights"], out=Path(snakemake.output[0]), revision=job["revision"])

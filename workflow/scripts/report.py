@@ -1,0 +1,18 @@
+"""Job of the rule report."""
+
+from retune.runtime import start_job
+
+start_job(snakemake.log[0], snakemake.threads)
+
+from pathlib import Path
+
+from retune.config import ReportConfig
+from retune.stages.report import report
+
+job = snakemake.params.settings
+report(
+    run=job["run"],
+    inputs=dict(snakemake.params.tables) | {"costs": snakemake.params.costs},
+    out=Path(snakemake.output[0]),
+    settings=ReportConfig(**job["settings"]),
+)

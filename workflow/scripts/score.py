@@ -1,0 +1,18 @@
+"""Job of the rule score."""
+
+from retune.runtime import start_job
+
+start_job(snakemake.log[0], snakemake.threads)
+
+from retune.config import RerankerConfig, ScoreConfig
+from retune.stages.score import score
+
+job, files = snakemake.params.settings, snakemake.input
+score(
+    texts=files.texts,
+    queries=files.queries,
+    pairs=files.pairs,
+    settings=ScoreConfig(**job["settings"]),
+    reranker=RerankerConfig(**job["reranker"]),
+    out=snakemake.output[0],
+)

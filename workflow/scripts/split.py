@@ -1,0 +1,19 @@
+"""Job of the rule split."""
+
+from retune.runtime import start_job
+
+start_job(snakemake.log[0], snakemake.threads)
+
+from retune.config import SplitConfig
+from retune.stages.split import split
+
+job, files = snakemake.params.settings, snakemake.input
+split(
+    files.texts,
+    files.queries,
+    files.pairs,
+    dict(snakemake.output.items()),
+    SplitConfig(**job["settings"]),
+    job["embedder"],
+    snakemake.threads,
+)
