@@ -1,17 +1,13 @@
 """retune: raw training data → a better retrieval model.  `snakemake --cores N` runs what config.yaml asks for."""
 
-import os
 import sys
 
 from snakemake.utils import min_version
 
 min_version("9.14")
 
-# The library beside this file, for parsing and for the scripts; under --sdm conda the environment installs it.
+# The library beside this file, for parsing; scripts find it by themselves.
 sys.path.insert(0, str(workflow.current_basedir))
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    part for part in (str(workflow.current_basedir), os.environ.get("PYTHONPATH")) if part
-)
 
 # A config that is named on the command line stands alone: config.yaml, the demo, is not mixed in.
 if not workflow.overwrite_configfiles:

@@ -137,11 +137,10 @@ class Plan:
                     "drop_longer_than": limit,
                 }  # fmt: skip
             case "merge", _:
-                base = config.embedder
                 return {
                     "settings": dump(config.merge) | {"models": [model for model, _ in self.merge_models(node.run)]},
-                    "trust_remote_code": base.trust_remote_code, "revision": base.revision,
-                }  # fmt: skip
+                    "revision": config.embedder.revision,
+                }
             case "evaluate", _:
                 return {"k": config.evaluate.k}
             case "metrics", _:

@@ -9,7 +9,8 @@ import pytest
 from retune import tables
 from retune.data.significance import bootstrap_interval, randomisation_test
 from retune.runtime import UserError
-from retune.stages.evaluate import evaluate, metrics, summary
+from retune.stages.evaluate import evaluate
+from retune.stages.metrics import metrics, summary
 
 
 def embeddings(path, vectors, ids=None, dtype="float32", model="a"):
@@ -192,5 +193,5 @@ def test_summary_shows_every_model_within_a_hundred_columns(tmp_path):
 
 
 def test_evaluating_needs_no_torch():
-    code = "import sys; import retune.stages.evaluate; sys.exit('torch' in sys.modules)"
+    code = "import sys; import retune.stages.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

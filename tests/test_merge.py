@@ -52,7 +52,7 @@ def pair(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("piece", [7, 1 << 20])
+@pytest.mark.parametrize("piece", [7, 1 << 18])
 def test_weighted_sum(tmp_path, monkeypatch, dtype, piece):
     monkeypatch.setattr(stage, "PIECE", piece)
     a, b, c = (model(tmp_path / str(seed), seed, dtype) for seed in (1, 2, 3))

@@ -5,15 +5,22 @@ Needs the tokenizer of a checkpoint, never its model.
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from retune.model.checkpoint import resolve
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+KNOWN_WORDS = 1_000_000  # remembered at most
 
 Count = Callable[[pa.Array], np.ndarray]  # texts [n] → tokens int32 [n]
 
@@ -42,12 +49,46 @@ def _rust_counter(folder: Path) -> Count:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return by_words(tokenizer) if tokenizes_by_words(folder) else by_texts(tokenizer)
+
+
+def by_texts(tokenizer: Tokenizer) -> Count:
+    """Count by tokenizing each text whole: right for every tokenizer."""
 
     def count(texts: pa.Array) -> np.ndarray:
         found = tokenizer.encode_batch_fast(texts.to_pylist())
         return np.fromiter(map(len, found), np.int32, len(found))
 
     return count
+
+
+def by_words(tokenizer: Tokenizer) -> Count:
+    """Count by tokenizing each distinct word once: the same numbers where `tokenizes_by_words`, many times faster."""
+    known: dict[str, int] = {}
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+
+    def count(texts: pa.Array) -> np.ndarray:
+        split = [text.split(" ") for text in texts.to_pylist()]
+        if len(known) > KNOWN_WORDS:
+            known.clear()
+        new = [word for word in dict.fromkeys(itertools.chain.from_iterable(split)) if word not in known]
+        known.update(zip(new, map(len, tokenizer.encode_batch_fast(new, add_special_tokens=False)), strict=True))
+        tokens = known.__getitem__
+        return np.fromiter((sum(map(tokens, words)) + special for words in split), np.int32, len(split))
+
+    return count
+
+
+def tokenizes_by_words(folder: Path) -> bool:
+    """Whether a text's tokens are those of its words, one after the other, words being what blanks part.
+
+    So it is for BERT's tokenizer, whose every step (clean, fold, split at white space and
+    punctuation, look up pieces) stops at a blank.  A sentencepiece or byte-level one sees the blanks.
+    """
+    found = json.loads((folder / "tokenizer.json").read_bytes())
+    kinds = [(found.get(part) or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
+    added = [token["content"] for token in found.get("added_tokens") or []]
+    return kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not any(" " in token for token in added)
 
 
 def _python_counter(folder: Path, trust_remote_code: bool) -> Count:

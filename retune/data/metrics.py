@@ -119,7 +119,7 @@ def _reference_values(ranking: Ranking, cutoffs: Sequence[int]) -> dict[tuple[st
         rows = range(start, min(start + CHUNK, n))
         # this provider by name: with the default one, what else is installed would decide
         evaluator = ir_measures.pytrec_eval.evaluator(list(keys), dict(_qrels(ranking.judgments, rows)))
-        for metric in evaluator.iter_calc(dict(_run(ranking, rows))):
+        for metric in evaluator.iter_calc(dict(_run(ranking, rows, max(cutoffs)))):
             columns[keys[metric.measure]][int(metric.query_id)] = metric.value
     return columns
 
@@ -131,8 +131,8 @@ def _qrels(judgments: Judgments, rows: range) -> Iterator[tuple[str, dict[str, i
         yield str(row), {str(text_id): grade for text_id, grade in zip(ids, grades, strict=True)}
 
 
-def _run(ranking: Ranking, rows: range) -> Iterator[tuple[str, dict[str, float]]]:
+def _run(ranking: Ranking, rows: range, depth: int) -> Iterator[tuple[str, dict[str, float]]]:
     """The provider sorts by score and breaks ties by name; with ranks as scores our order is the order."""
     for row in rows:
-        ids = ranking.text_ids[row].tolist()
+        ids = ranking.text_ids[row, :depth].tolist()
         yield str(row), {str(text_id): -float(rank) for rank, text_id in enumerate(ids) if text_id >= 0}

@@ -153,8 +153,9 @@ def _both_scores(value: dict, pos: list[str], neg: list[str], mistakes: list[Mis
             mistakes.append(Mistake(column, "expected one score a text", f"found {len(found)} for {len(texts)}"))
         elif bad := [score for score in found if not -FLOAT32_MAX <= score <= FLOAT32_MAX]:
             mistakes.append(Mistake(column, "expected finite numbers", f"found {bad[0]}"))
-        scores.append(found)
-    return tuple(scores)
+        else:
+            scores.append([float(score) for score in found])  # Arrow takes no large whole number as a float32
+    return tuple(scores) if len(scores) == 2 else (None, None)
 
 
 def _no_numbers(value: Any) -> str | None:

@@ -92,7 +92,9 @@ NEAREST = {"faiss": _nearest_faiss, "torch": _nearest_torch}
 
 
 def backend() -> str:
-    """torch where there is a GPU, faiss elsewhere."""
+    """torch where there is a GPU, faiss elsewhere; without a driver torch need not be asked."""
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()):
+        return "faiss"
     import torch
 
     return "torch" if torch.cuda.is_available() else "faiss"

@@ -9,12 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from retune.config import RerankerConfig
 from retune.data import candidates
 from retune.data.batches import Chunker, GroupDataset, RerankerCollate
-from retune.model.device import default_token_budget, length_multiple
+from retune.model.checkpoint import resolve
 from retune.model.reranker import Reranker
 from retune.runtime import timed
 from retune.training.arguments import training_arguments
@@ -41,7 +40,9 @@ def fit(
     data = candidates.load(
         texts, queries, pairs, group_size=settings.train_group_size, seed=seed, max_queries=settings.max_queries
     )
-    claim(places.state, run_key({"reranker": reranker.model_dump(mode="json"), "seed": seed}, [texts, queries, pairs]))
+    chosen = {"reranker": reranker.model_dump(mode="json"), "seed": seed, "processes": arguments.world_size}
+    folder = resolve(reranker.model, reranker.revision, reranker.sha256)
+    claim(places.state, run_key(chosen, [texts, queries, pairs], folder, __file__))
     model = Reranker.start(reranker, seed, arguments.device)
     with timed("tokenising"):
         collate = RerankerCollate(_chunker(model, data, texts, arguments.bf16 or arguments.fp16))
@@ -56,5 +57,4 @@ def _chunker(model: Reranker, data: candidates.TrainSet, texts: Path, half: bool
     query_rows = np.repeat(np.arange(len(data)), data.n_positives + data.n_negatives)
     passages = model.pieces(candidates.read_texts(texts, ids), "passage")
     tokens = model.join(model.pieces(data.queries, "query"), passages, query_rows, which)
-    multiple = length_multiple(torch.bfloat16 if half else torch.float32, model.device)
-    return Chunker(tokens, model.pad_token_id, default_token_budget(model.device), multiple)
+    return Chunker.of(model, tokens, None, half)

@@ -24,7 +24,7 @@ from retune.model.weights import FLOATS, SINGLE, Tensor, finite, from_float64, t
 from retune.runtime import UserError, atomic, log, progress
 
 Advance = Callable[[int], object]
-PIECE = 1 << 20  # elements summed at a time: 8 MiB as float64
+PIECE = 1 << 18  # elements summed at a time: 2 MiB as float64, which stays in the cache
 # What one model may have and another lack: transformers writes them or not as it pleases, and no vector needs them.
 OPTIONAL = re.compile(r"(^|\.)(pooler\..*|position_ids|token_type_ids|.*inv_freq)$")
 # Weights in any form, a card that tells of another model, and what training leaves behind.

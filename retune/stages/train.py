@@ -50,8 +50,11 @@ def _train(
     drop_longer_than: int | None, outputs: dict[str, Path],
 ) -> None:  # fmt: skip
     # Imported here: the parent of several processes needs none of it.
+    import torch
+
     from retune.data import candidates
     from retune.data.batches import GroupDataset
+    from retune.model.checkpoint import resolve
     from retune.model.embedder import Embedder
     from retune.training.arguments import training_arguments
     from retune.training.run import Outputs, claim, run, run_key
@@ -65,9 +68,9 @@ def _train(
     )  # fmt: skip
     _check_candidates(settings, arguments.per_device_train_batch_size, data)
     chosen = {"settings": settings.model_dump(mode="json"), "embedder": embedder.model_dump(mode="json"), "seed": seed}
-    claim(places.state, run_key(chosen | {"drop_longer_than": drop_longer_than}, list(files.values())))
-    import torch
-
+    folder = resolve(embedder.model, embedder.revision, embedder.sha256)
+    chosen |= {"drop_longer_than": drop_longer_than, "processes": arguments.world_size}
+    claim(places.state, run_key(chosen, list(files.values()), folder, __file__))
     model = Embedder.load(embedder, torch.float32, arguments.device)
     with timed("tokenising"):
         collate = _collate(model, data, files["texts"], settings, arguments.bf16 or arguments.fp16)
@@ -101,18 +104,14 @@ def _recipe(settings: TrainConfig):
 def _collate(model: Embedder, data: TrainSet, texts: Path, settings: TrainConfig, half: bool) -> EmbedderCollate:
     """Tokenises the queries and every passage that may be drawn."""
     import numpy as np
-    import torch
 
     from retune.data.batches import Chunker, EmbedderCollate, joined
     from retune.data.candidates import read_texts
-    from retune.model.device import default_token_budget, length_multiple
 
     ids, which = np.unique(data.text_ids, return_inverse=True)
     queries = model.tokenize(data.queries, "query", data.prompts)
     tokens = joined([queries, model.tokenize(read_texts(texts, ids), "passage")])
-    budget = settings.max_tokens_per_batch or default_token_budget(model.device)
-    multiple = length_multiple(torch.bfloat16 if half else torch.float32, model.device)
-    chunker = Chunker(tokens, model.pad_token_id, budget, multiple)
+    chunker = Chunker.of(model, tokens, settings.max_tokens_per_batch, half)
     return EmbedderCollate(data, chunker, len(data) + which, settings.knowledge_distillation)
 
 

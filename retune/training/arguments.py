@@ -27,6 +27,7 @@ DEFAULTS = {
     "save_total_limit": 1,
     "report_to": "none",
     "disable_tqdm": False,
+    "ddp_find_unused_parameters": False,  # every weight under training is used in every step
 }
 REFUSED = {
     "output_dir": "retune decides where checkpoints lie",

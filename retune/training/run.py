@@ -20,6 +20,7 @@ from transformers import TrainerState
 
 from retune import tables
 from retune.data.batches import EmbedderCollate, GroupDataset, GroupSampler, RerankerCollate, loader
+from retune.fingerprint import fingerprint
 from retune.objective.gather import world
 from retune.runtime import UserError, atomic, log
 from retune.training.arguments import TrainingArguments
@@ -40,10 +41,16 @@ class Outputs:
         return self.state / "checkpoints"
 
 
-def run_key(settings: dict[str, Any], files: list[Path | None]) -> str:
-    """A hash of what decides a run: its settings (JSON-able) and its tables, by size and last bytes."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in files:
+def run_key(settings: dict[str, Any], files: list[Path | None], model: Path, module: str) -> str:
+    """A hash of what decides a run.
+
+    Args:
+        settings: JSON-able.
+        files: its tables, taken by size and last bytes, as are the weights in the folder `model`.
+        module: path of the stage's module; an edit of what it reaches makes another run.
+    """
+    digest = hashlib.sha256(json.dumps([settings, fingerprint(module)], sort_keys=True).encode())
+    for path in [*files, *sorted(model.glob("*.safetensors"))]:
         if path is not None:
             with Path(path).open("rb") as file:
                 size = file.seek(0, 2)

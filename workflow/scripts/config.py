@@ -1,8 +1,8 @@
 """Job of the rule config: the resolved config, beside the results."""
 
-from retune.runtime import start_job
+from job import start
 
-start_job(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 import yaml
 

@@ -1,8 +1,8 @@
 """Job of the rule evaluate."""
 
-from retune.runtime import start_job
+from job import start
 
-start_job(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 from pathlib import Path
 

@@ -1,12 +1,12 @@
 """Job of the rule metrics."""
 
-from retune.runtime import start_job
+from job import start
 
-start_job(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 from pathlib import Path
 
-from retune.stages.evaluate import metrics
+from retune.stages.metrics import metrics
 
 job = snakemake.params.settings
 metrics(

@@ -1,8 +1,8 @@
 """Job of the rule split."""
 
-from retune.runtime import start_job
+from job import start
 
-start_job(snakemake.log[0], snakemake.threads)
+start(snakemake)
 
 from retune.config import SplitConfig
 from retune.stages.split import split

@@ -1,0 +1,86 @@
+"""The command `retune`: looks at configs and results.  The pipeline itself is run by Snakemake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from retune import __version__
+from retune.runtime import UserError, report_and_exit_code, start_logging
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check a config and print it with all defaults filled in."""
+    import yaml
+
+    from retune.experiment import load
+
+    try:
+        raw = yaml.safe_load(Path(args.config).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{args.config}: no such file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{args.config}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{args.config}: expected a mapping of sections, found {type(raw).__name__}")
+    for name, config in load(raw, [args.config]).runs.items():
+        print(f"# {name}\n" + yaml.safe_dump(config.model_dump(mode="json", exclude={"variants"}), sort_keys=False))
+
+
+def schema(args: argparse.Namespace) -> None:
+    """Print the JSON schema of the config, for editors."""
+    from retune.experiment import schema
+
+    print(json.dumps(schema(), indent=2))
+
+
+def summary(args: argparse.Namespace) -> None:
+    """Print the metrics of a run and where its report is."""
+    from retune.stages.metrics import summary
+
+    folder = Path(args.folder)
+    runs = [folder, *sorted(folder.parent.glob(f"{folder.name}.*"))]
+    found = [(run, run / "evaluate/metrics.parquet") for run in runs if (run / "evaluate/metrics.parquet").is_file()]
+    if not found:
+        raise UserError(f"{folder}: no metrics here; expected results/<name> of a finished run")
+    for run, metrics in found:
+        print(f"\n{run.name}\n{summary(metrics)}")
+        if (run / "report/index.html").is_file():
+            print(f"report: {run / 'report/index.html'}")
+
+
+COMMANDS = {"check": (check, "config"), "schema": (schema, None), "summary": (summary, "folder")}
+OPERANDS = {"config": "YAML file", "folder": "folder of a run, such as results/demo"}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="retune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("--version", action="version", version=f"retune {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (function, operand) in COMMANDS.items():
+        sub = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        if operand:
+            sub.add_argument(operand, help=OPERANDS[operand])
+        sub.set_defaults(function=function)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    start_logging()
+    try:
+        args.function(args)
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        return report_and_exit_code(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
