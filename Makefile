@@ -1,12 +1,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SNAKEMAKE := $(BIN)/snakemake
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .PHONY: demo test lint bench lock clean
 
+# Everything that config.yaml asks for, with all the set-up that it needs.
 demo: $(VENV)/.demo
-	$(SNAKEMAKE) --cores all
+	$(BIN)/snakemake --cores all
 	@$(BIN)/retune summary results/demo
 
 test: $(VENV)/.test
@@ -16,17 +17,30 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
-	$(SNAKEMAKE) --lint
+	$(BIN)/snakemake --lint
 
 bench: $(VENV)/.test
-	$(BIN)/python -m benchmarks
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-$(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("retune needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+# Newest versions of everything, written down exactly.
+lock:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install torch==2.13.0
+	$(PIP) install --editable '.[demo,test,lint]'
+	(echo '# Exact versions of everything that retune is tested with; made by `make lock`.'; \
+	 $(PIP) list --format=freeze --exclude-editable | grep -v '^pip==\|^setuptools==' | sed 's/+cpu$$//') > requirements.lock
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	  "retune needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
 # torch goes first: alone it takes the build that the package index offers for this machine.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/bin/python requirements.lock pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[$*]'
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(BIN)/python requirements.lock pyproject.toml
+	@echo "installing into $(VENV) (some minutes the first time)"
+	$(PIP) install --constraint requirements.lock torch
+	$(PIP) install --constraint requirements.lock --editable '.[$*]'
 	@touch $@

@@ -6,8 +6,10 @@ from snakemake.utils import min_version
 
 min_version("9.14")
 
-# The library beside this file, for parsing; scripts find it by themselves.
-sys.path.insert(0, str(workflow.current_basedir))
+# The library and the wiring, for parsing; scripts find the library by themselves.
+sys.path[:0] = [str(workflow.current_basedir), f"{workflow.current_basedir}/workflow"]
+
+from wiring import TRAIN, code, wire
 
 # A config that is named on the command line stands alone: config.yaml, the demo, is not mixed in.
 if not workflow.overwrite_configfiles:
@@ -31,4 +33,4 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        [PLAN.path(node) for node in PLAN.targets()],
+        WIRING.targets(),

@@ -37,6 +37,13 @@ def schema(args: argparse.Namespace) -> None:
     print(json.dumps(schema(), indent=2))
 
 
+def reference(args: argparse.Namespace) -> None:
+    """Print the reference page of the config."""
+    from retune.reference import page
+
+    print(page(), end="")
+
+
 def summary(args: argparse.Namespace) -> None:
     """Print the metrics of a run and where its report is."""
     from retune.stages.metrics import summary
@@ -52,7 +59,9 @@ def summary(args: argparse.Namespace) -> None:
             print(f"report: {run / 'report/index.html'}")
 
 
-COMMANDS = {"check": (check, "config"), "schema": (schema, None), "summary": (summary, "folder")}
+COMMANDS = {
+    "check": (check, "config"), "schema": (schema, None), "reference": (reference, None), "summary": (summary, "folder"),
+}  # fmt: skip
 OPERANDS = {"config": "YAML file", "folder": "folder of a run, such as results/demo"}
 
 

@@ -92,13 +92,17 @@ class EmbedderConfig(Section):
     query_instruction_format: Template = "{}{}"
     """Where the instruction (first) and the query (second) go."""
     passage_instruction: str | None = None
+    """Instruction of passages, likewise."""
     passage_instruction_format: Template = "{}{}"
+    """Where the instruction (first) and the passage (second) go."""
     query_max_length: Annotated[int, Field(ge=3)] | None = None
     """Tokens, special ones included; the checkpoint's own limit where not given."""
     passage_max_length: Annotated[int, Field(ge=3)] | None = None
+    """Likewise."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 where the hardware has it, float32 elsewhere."""
     trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoint. Off unless you trust its authors."""
 
 
 class FitConfig(Section):
@@ -116,12 +120,19 @@ class RerankerConfig(Section):
     model: str
     """A folder, a hub id or `package:<python package>`; with `fit`, the encoder to start from."""
     revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Checksum that the model's `model.safetensors` must have."""
     family: Literal["auto", "encoder-only-base"] = "auto"
+    """`encoder-only-base`: a sequence classifier with one logit."""
     query_instruction: str | None = None
+    """Instruction of queries."""
     query_instruction_format: Template = "{}{}"
+    """Where the instruction (first) and the query (second) go."""
     passage_instruction: str | None = None
+    """Instruction of passages."""
     passage_instruction_format: Template = "{}{}"
+    """Where the instruction (first) and the passage (second) go."""
     max_length: Annotated[int, Field(ge=8)] = 512
     """Tokens of query, passage and special tokens together; only the passage is cut beyond `query_max_length`."""
     query_max_length: Annotated[int, Field(ge=3)] | None = None
@@ -129,22 +140,38 @@ class RerankerConfig(Section):
     normalize: bool = False
     """Sigmoid of the logit instead of the logit."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 where the hardware has it, float32 elsewhere."""
     trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoint. Off unless you trust its authors."""
     fit: FitConfig | None = None
     """Train this reranker first, from the encoder `model`, on the mined pairs."""
 
 
 class DatasetConfig(Section):
     path: Paths
-    """Files, folders or globs of JSONL (plain, .gz, .zst) or Parquet."""
+    """Files, folders or globs of JSONL (plain, .gz, .zst) or Parquet; for `beir` its folders."""
+    format: Literal["rows", "beir"] = "rows"
+    """`rows`: {query, pos, neg}; `beir`: queries.jsonl, corpus.jsonl, qrels/<split>.tsv, whose judgments become pairs."""
+    split: str = "train"
+    """Names the judgments of a BEIR folder."""
     prompt: str | None = None
     """Instruction of this dataset's queries, where a row has none of its own."""
     type: str | None = None
+    """Kind of task of this dataset, where a row has none of its own."""
     in_batch_negatives: bool = True
     """Whether passages of other queries of a batch count as negatives."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Kept in the table of queries, for training."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
     """Take at most so many rows: the first ones."""
+
+    def files(self) -> list[str]:
+        """Paths, folders and globs that are read."""
+        if self.format == "rows":
+            return self.path
+        return [
+            file for folder in self.path for file in BenchmarkConfig(path=folder, split=self.split).files().values()
+        ]
 
 
 def _datasets(value: Any) -> Any:
@@ -172,6 +199,7 @@ class IngestConfig(Section):
     corpus: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
     """More passages to mine from: rows {"text"} (and "title"), or BEIR's corpus files."""
     on_bad_row: Literal["error", "skip"] = "error"
+    """`skip`: bad rows go to `rejected.parquet` with the reason, and the others on."""
     dev_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the queries that is set aside, never trained or mined on."""
 
@@ -191,7 +219,8 @@ class SplitConfig(Section):
 
 
 class EmbedConfig(Section):
-    shards: Annotated[int, Field(ge=1, le=99999)] = 1
+    shards: Annotated[int, Field(ge=1, le=99)] = 1
+    """Files, and jobs, that a collection's texts are embedded in."""
     max_tokens_per_batch: Annotated[int, Field(ge=16)] | None = None
     """Padded tokens of a batch; chosen for the device where not given."""
     dtype: Literal["float16", "float32"] = "float16"
@@ -204,6 +233,7 @@ class MineConfig(Section):
     range_for_sampling: Window = "10-210"
     """Ranks (from 0, the second excluded) from which negatives are drawn."""
     negative_number: Annotated[int, Field(ge=1)] = 15
+    """Negatives of a query."""
     similarity_range: Window | None = None
     """Keep candidates whose similarity lies within, for example 0.3-0.8."""
     relative_margin: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -211,6 +241,7 @@ class MineConfig(Section):
     absolute_margin: Annotated[float, Field(ge=0)] | None = None
     """Drop candidates above the similarity of the query's positive less the margin."""
     sampling: Literal["random", "top"] = "random"
+    """`top`: the nearest candidates instead of a seeded draw."""
     pool: Literal["corpus", "bin"] = "corpus"
     """`bin`: only passages of the query's length bin."""
     search_batch_size: Annotated[int, Field(ge=1)] = 1024
@@ -230,7 +261,9 @@ class TrainConfig(Section):
     train_group_size: Annotated[int, Field(ge=1)] = 8
     """Passages of a group: one positive, the others negatives."""
     temperature: Annotated[float, Field(gt=0)] = 0.02
+    """Scores are divided by it before the softmax."""
     use_inbatch_neg: bool = True
+    """Passages of the other queries of a batch count as negatives."""
     negatives_cross_device: bool = False
     """Passages of all processes count as in-batch negatives."""
     mask_false_negatives: Literal["ids"] | None = "ids"
@@ -238,6 +271,7 @@ class TrainConfig(Section):
     knowledge_distillation: bool = False
     """Learn from the teacher's scores (section `score`, or scores that came with the data)."""
     kd_loss_type: Literal["kl_div"] = "kl_div"
+    """`kl_div`: soft cross-entropy with the teacher on the group, plus InfoNCE."""
     max_tokens_per_batch: Annotated[int, Field(ge=16)] | None = None
     """Padded tokens of one forward pass; a training batch is cut into such chunks, sorted by length."""
     nproc_per_node: Annotated[int, Field(ge=1)] = 1
@@ -265,9 +299,13 @@ class BenchmarkConfig(Section):
     path: str | None = None
     """A BEIR folder: queries.jsonl, corpus.jsonl, qrels/<split>.tsv."""
     queries: str | None = None
+    """File of queries; for `flag` the rows {query, pos, neg}."""
     corpus: str | None = None
+    """File of passages; for `flag` in addition to those of the rows."""
     qrels: str | None = None
+    """File of judgments: query id, passage id, grade."""
     split: str = "test"
+    """Names the judgments of a BEIR folder."""
 
     @model_validator(mode="after")
     def _complete(self) -> BenchmarkConfig:
@@ -293,9 +331,11 @@ class BenchmarkConfig(Section):
 
 class EvaluateConfig(Section):
     benchmarks: dict[Name, BenchmarkConfig] = Field(default_factory=dict)
+    """{name: where its queries, passages and judgments are}."""
     k: Annotated[int, Field(ge=1)] = 100
     """Passages retrieved for a query."""
     cutoffs: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [1, 10, 100]
+    """The k of MRR@k, nDCG@k, Recall@k and the others."""
     models: list[Literal["base", "tuned", "merged"]] | None = None
     """Those that the config makes, where not given."""
 
@@ -315,8 +355,11 @@ class DemoConfig(Section):
     """The demo's raw data, made from the docstrings of installed Python packages."""
 
     train_rows: Annotated[int, Field(ge=10)] = 4000
+    """Training rows, drawn with the seed."""
     test_queries: Annotated[int, Field(ge=10)] = 500
+    """Test queries, from packages that training never sees."""
     test_passages: Annotated[int, Field(ge=10)] = 2500
+    """Passages that the test queries are searched in."""
     packages: list[str] | None = None
     """Packages whose docstrings are read; the standard library and what retune installs where not given."""
 
@@ -325,7 +368,9 @@ class Config(Section):
     """One run: the main one, or a variant with its overrides applied."""
 
     name: Name = "run"
+    """Of the experiment: `results/<name>/`."""
     seed: Annotated[int, Field(ge=0)] = 42
+    """Of every draw: dev split, sampling of negatives, data order, new heads."""
     environment: Literal["cpu", "cuda"] = "cpu"
     """Which of `envs/` the jobs get under `--sdm conda`."""
     demo: DemoConfig | None = None

@@ -188,10 +188,11 @@ def _unknown(key: str, parents: tuple, siblings: Sequence[str]) -> str:
     return f"unknown key; known here: {', '.join(siblings)}"
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, also inside lists, mappings and alternatives."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for arg in get_args(annotation) if (found := _section_of(arg))), None)
+    return next((found for arg in get_args(annotation) if (found := section_of(arg))), None)
 
 
 def _keys_at(path: tuple) -> list[str]:
@@ -200,7 +201,7 @@ def _keys_at(path: tuple) -> list[str]:
         field = section.model_fields.get(part) if isinstance(part, str) else None
         if field is None:  # a name chosen by the user: dataset, benchmark
             continue
-        section = _section_of(field.annotation) or section
+        section = section_of(field.annotation) or section
     return list(section.model_fields)
 
 
@@ -209,7 +210,7 @@ def known_paths(section: type[BaseModel] = Config, prefix: str = "") -> list[str
     found = []
     for key, field in section.model_fields.items():
         found.append(prefix + key)
-        inner = _section_of(field.annotation)
+        inner = section_of(field.annotation)
         if inner:
             named = "<name>." if "dict[" in str(field.annotation) else ""
             found += known_paths(inner, f"{prefix}{key}.{named}")

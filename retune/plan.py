@@ -229,12 +229,30 @@ class Plan:
         for run in self.runs:
             if run == node.run:
                 return run
-            try:
-                if self.key(Node(run, node.rule, node.labels)) == self.key(node):
-                    return run
-            except (AttributeError, KeyError):  # that run has no such artifact
-                continue
+            other = Node(run, node.rule, node.labels)
+            if self.makes(other) and self.key(other) == self.key(node):
+                return run
         return node.run
+
+    def makes(self, node: Node) -> bool:
+        """Whether the node's run has such an artifact at all."""
+        config = self.runs[node.run]
+        collections = [TRAIN, *self.benchmarks(node.run)]
+        match node.rule, node.labels:
+            case "fit", _:
+                return bool(config.score and config.reranker.fit)
+            case "benchmark", (name,):
+                return name in collections
+            case "embed", (label, collection, part):
+                known = ["base", *self.models(node.run), *(["miner"] if config.mine and config.mine.embedder else [])]
+                return label in known and collection in collections and part in self.parts(node.run)
+            case "evaluate", (name, label):
+                return name in collections and label in self.models(node.run)
+            case "metrics", _:
+                return bool(self.benchmarks(node.run))
+            case ("demo" | "mine" | "score" | "train" | "merge" | "report") as section, _:
+                return getattr(config, section) is not None
+        return True
 
     # ---- paths ----------------------------------------------------------------------------------
 

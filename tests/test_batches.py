@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_processes_share_every_batch_of_one(n_queries, batch_size, world, drop_l
     alone = keys(0, batch_size * world, 1)
     shares = [keys(rank, batch_size, world) for rank in range(world)]
     assert len({tuple(map(len, share)) for share in shares}) == 1  # equal sizes on all processes
-    together = [sum(parts, []) for parts in zip(*shares, strict=True)]
+    together = [list(chain(*parts)) for parts in zip(*shares, strict=True)]
     lost = len(alone) - len(together)
     assert lost in (0, 1) and (lost == 0 or len(alone[-1]) < world)
     for one, many in zip(alone, together, strict=False):

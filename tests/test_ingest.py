@@ -337,3 +337,27 @@ def test_beir_benchmarks(tmp_path, name, counts):
     pairs = pl.read_parquet(out["pairs"])
     found = set(zip(keys["queries"][pairs["query_id"]], keys["texts"][pairs["text_id"]], pairs["label"], strict=True))
     assert found == set(judged.iter_rows())
+
+
+def test_a_beir_folder_is_training_data(tmp_path: Path) -> None:
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [("d1", "One", "first"), ("d2", "", "second"), ("d3", "", ""), ("d4", "", "fourth")]
+    rows = [{"_id": key, "title": title, "text": text} for key, title, text in documents]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [{"_id": "q1", "text": "who"}, {"_id": "q2", "text": "unjudged"}, {"_id": "q3", "text": "where"}]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (folder / "qrels/train.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq3\td4\t2\nq1\td2\t1\nq1\td3\t1\nq1\td4\t0\nq1\td1\t1\n"
+    )
+    settings = IngestConfig.model_validate({"train": {"b": {"path": str(folder), "format": "beir"}}})
+    out = {name: tmp_path / f"{name}.parquet" for name in ("texts", "queries", "pairs", "rejected")}
+    ingest(settings, out, 42)
+    queries = tables.read(out["queries"], "queries").to_pydict()
+    assert queries["text"] == ["who", "where"]
+    assert queries["source"] == [f"{folder / 'queries.jsonl'}:{line}" for line in (1, 3)]
+    texts = tables.read(out["texts"], "texts")["text"].to_pylist()
+    pairs = tables.read(out["pairs"], "pairs").to_pylist()
+    assert [(pair["query_id"], texts[pair["text_id"]], pair["label"]) for pair in pairs] == [
+        (0, "second", 1), (0, "One first", 1), (0, "fourth", 0), (1, "fourth", 1)
+    ]  # fmt: skip

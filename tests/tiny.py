@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
-WORDS = [f"{a}{b}" for a in ("ba", "co", "di", "fu", "ge", "hi", "lo", "mu") for b in ("r", "st", "n", "lt", "p", "x", "m", "nd")]
+FIRST, LAST = ("ba", "co", "di", "fu", "ge", "hi", "lo", "mu"), ("r", "st", "n", "lt", "p", "x", "m", "nd")
+WORDS = [first + last for first in FIRST for last in LAST]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -52,8 +61,54 @@ def tiny_bert(folder: str | Path, seed: int = 0, dropout: float = 0.1, hidden: i
     ]
     (folder / "modules.json").write_text(json.dumps(entries))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64, "do_lower_case": False}))
-    for path, content in (("1_Pooling", {"word_embedding_dimension": hidden, "pooling_mode_mean_tokens": True}), ("2_Normalize", {})):
+    for path in ("1_Pooling", "2_Normalize"):
         (folder / path).mkdir(exist_ok=True)
-        if content:
-            (folder / path / "config.json").write_text(json.dumps(content))
+    pooling = {"word_embedding_dimension": hidden, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return folder
+
+
+def tiny_reranker(folder: str | Path, seed: int = 0, kind: str = "bert", labels: int = 1) -> Path:
+    """A sequence classifier of two layers: "bert" with segments, or "xlm-roberta" without, padded with id 1."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+        "num_labels": labels,
+        "initializer_range": 0.3,
+    }  # fmt: skip
+    if kind == "bert":
+        tiny_tokenizer(folder)
+        config = BertConfig(vocab_size=len(SPECIAL + WORDS), max_position_embeddings=64, **sizes)
+        model = BertForSequenceClassification
+    else:
+        _roberta_tokenizer(folder)
+        config = XLMRobertaConfig(
+            vocab_size=len(SPECIAL + WORDS), max_position_embeddings=66, type_vocab_size=1, pad_token_id=1, **sizes
+        )
+        model = XLMRobertaForSequenceClassification
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model(config).save_pretrained(folder)
+    return folder
+
+
+def _roberta_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer that joins texts as XLM-R does: <s> A </s></s> B </s>."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64, model_input_names=["input_ids", "attention_mask"],
+        cls_token="<s>", bos_token="<s>", sep_token="</s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+        mask_token="<mask>",
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def some_texts(n: int, seed: int = 0, longest: int = 40) -> list[str]:
+    """`n` texts of 1 to `longest` of the tokenizers' words."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, longest + 1))) for _ in range(n)]

@@ -22,7 +22,8 @@ def toy_tables(
     texts = [" ".join(rng.choice(WORDS, rng.integers(4, 24))) for _ in range(n_texts)]
     nothing = [None] * n_queries
     queries = {
-        "query_id": range(n_queries), "dataset": ["toy"] * n_queries, "key": nothing, "prompt": nothing, "type": nothing,
+        "query_id": range(n_queries), "dataset": ["toy"] * n_queries, "key": nothing, "prompt": nothing,
+        "type": nothing,
         "text": [" ".join(text.split()[:3]) for text in texts[:n_queries]], "in_batch_negatives": [True] * n_queries,
         "batch_size": nothing, "split": ["train"] * n_queries,
         "source": [f"toy.jsonl:{row + 1}" for row in range(n_queries)],

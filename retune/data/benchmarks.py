@@ -60,6 +60,33 @@ def read_beir(settings: BenchmarkConfig, name: str, table: Mapping[str, Writer])
     pairs.flush()
 
 
+def training_rows(folder: Path, split: str) -> Iterator[sources.Raw]:
+    """A BEIR folder as training rows {query, pos, neg}: judged above 0 is positive, judged 0 negative.
+
+    Only the judged documents are kept in memory; those without text are left out.  A row's line is
+    that of its query.
+    """
+    files = {role: Path(path) for role, path in BenchmarkConfig(path=str(folder), split=split).files().items()}
+    qrels = judgments(files["qrels"])
+    judged = {document for grades in qrels.values() for document in grades}
+    texts: dict[str, str] = {}
+    for raw, key in _identified(files["corpus"]):
+        if key in judged:
+            text, mistakes = check_document(raw.value)
+            if text is None:
+                raise UserError(f"{files['corpus']}:{raw.line}: {mistakes[0]}")
+            if text.strip():
+                texts[key] = text
+    _missing(sorted(judged - texts.keys()), len(judged), "judged documents with a text", files["corpus"])
+    for raw, key in _identified(files["queries"]):
+        grades = qrels.get(key, {})
+        known = [(texts[document], grade) for document, grade in grades.items() if document in texts]
+        positives = list(dict.fromkeys(text for text, grade in known if grade > 0))
+        if positives:
+            negatives = dict.fromkeys(text for text, grade in known if grade <= 0 and text not in positives)
+            yield raw._replace(value={"query": raw.value.get("text"), "pos": positives, "neg": list(negatives)})
+
+
 def read_flag(settings: BenchmarkConfig, name: str, table: Mapping[str, Writer]) -> None:
     """FlagEmbedding's rows {query, pos, neg}; the corpus is the given one and all pos and neg, each text once."""
     files = {role: Path(path) for role, path in settings.files().items()}

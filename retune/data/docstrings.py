@@ -148,6 +148,7 @@ def parse(docstring: str) -> Docstring | None:
     """Summary sentence and rest of a docstring; None where either is no sensible query or passage."""
     if len(docstring.split()) < QUERY_WORDS[0] + PASSAGE_WORDS[0]:
         return None  # markup only takes words away, and cleaning costs more than counting
+    docstring = docstring.encode(errors="ignore").decode()  # lone surrogates, which no file can hold
     first, *others = HEAD_END.split(docstring.strip(), maxsplit=1)
     head, *tail = re.split(r"(?<=[.!?])\s+(?=[A-Z(])", plain(first), maxsplit=1)
     rest = TAIL.sub("", " ".join([*tail, *map(plain, others)]))
@@ -189,6 +190,7 @@ MARKUP = [
             r"\1:",
         ),
         (r"^[ \t]*[:@](returns?|raises|yields|rtype|type)([^:\n]*):", r"\1\2:"),
+        (r":(?:\w+:)?\w+:`~(?:[\w.]+\.)?(\w+)`", r"\1"),  # :class:`~package.Name`
         (r":(?:\w+:)?\w+:`[~!]?([^`<]+?)(?:\s*<[^`>]*>)?`", r"\1"),  # :class:`Name`
         (r"`([^`<]+?)\s*<[^`>]*>`__?", r"\1"),  # `text <link>`_
         (r"\[`[~!]?([^\]`]+)`\](?:\([^)]*\))?", r"\1"),  # [`Name`]
@@ -197,7 +199,7 @@ MARKUP = [
         (r"</?\w+[^>\n]{0,40}>", ""),  # tags
         (r"https?://\S+", ""),
         (r"`{1,2}[~!]?([^`]+)`{1,2}_{0,2}", r"\1"),
-        (r"(?<!\w)\*{1,2}([^*\n]+?)\*{1,2}(?!\w)", r"\1"),  # emphasis
+        (r"(?<!\w)\*{1,2}(?=\S)([^*\n]+?)(?<=\S)\*{1,2}(?!\w)", r"\1"),  # emphasis
         (r"::(?=\s|$)", ":"),
         (r"\\([*_`])", r"\1"),
     )

@@ -7,8 +7,11 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from retune.runtime import UserError
+
+BROKEN = (ValueError, OSError, RuntimeError, KeyError, SafetensorError)  # what transformers raises for a bad folder
 
 
 def _quiet() -> None:
@@ -33,8 +36,10 @@ def load_backbone(folder: Path, dtype: torch.dtype, trust_remote_code: bool = Fa
         model, info = AutoModel.from_pretrained(
             folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (ValueError, OSError, RuntimeError) as error:
+    except BROKEN as error:
         raise UserError(f"model {folder}: {str(error).strip().splitlines()[0]}") from None
+    if model.config.is_encoder_decoder:
+        raise UserError(f"model {folder}: an encoder-decoder ({model.config.model_type}), not an encoder")
     missing = sorted(info["missing_keys"])
     if missing and all(key.startswith("pooler.") for key in missing):
         model.pooler = None
@@ -66,7 +71,7 @@ def load_classifier(
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (ValueError, OSError, RuntimeError) as error:
+    except BROKEN as error:
         raise UserError(f"model {folder}: {str(error).strip().splitlines()[0]}") from None
     missing = sorted(info["missing_keys"])
     head = [key for key in missing if key.split(".")[0] in ("classifier", "score") or ".pooler." in f".{key}"]
@@ -86,5 +91,5 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False):
     _quiet()
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
+    except BROKEN as error:
         raise UserError(f"model {folder}: no tokenizer: {str(error).strip().splitlines()[0]}") from None

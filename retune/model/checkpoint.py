@@ -7,7 +7,7 @@ Imports no torch, so that stages which only need a tokenizer stay light.
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
 from dataclasses import dataclass, field
@@ -40,26 +40,26 @@ def resolve(model: str | Path, revision: str | None = None, sha256: str | None =
 
 
 def _package(package: str) -> Path:
-    try:
-        module = importlib.import_module(package.replace("-", "_"))
-        return Path(module.get_model_path())
-    except ModuleNotFoundError:
-        raise UserError(f"model package:{package}: not installed; pip install {package.replace('_', '-')}") from None
-    except AttributeError:
-        raise UserError(f"model package:{package}: the package has no get_model_path()") from None
+    name = package.replace("-", "_")
+    if not name.isidentifier() or importlib.util.find_spec(name) is None:
+        raise UserError(f"model package:{package}: not installed; pip install {package.replace('_', '-')}")
+    module = importlib.import_module(name)
+    if not hasattr(module, "get_model_path"):
+        raise UserError(f"model package:{package}: the package has no get_model_path()")
+    return Path(module.get_model_path())
 
 
 def _hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py", "*.jinja", "*.bin", "*.pt"]
+    options = {"revision": revision, "ignore_patterns": ["onnx/*", "openvino/*"]}
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py", "*.jinja", "*.pt"]
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]
-            )
-        )
+        folder = Path(snapshot_download(name, allow_patterns=patterns, **options))
+        if not any(folder.glob("*.safetensors")):  # an older checkpoint
+            snapshot_download(name, allow_patterns=["*.bin"], **options)
+        return folder
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model {name}: neither a folder here nor to be had from the hub ({reason})") from None
@@ -76,8 +76,8 @@ def _verify(name: str, file: Path, expected: str) -> None:
         raise UserError(f"model {name}: {file.name} has sha256 {digest.hexdigest()}, expected {expected}")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`, or {} where there is none."""
+def read_json(file: Path) -> Any:
+    """The JSON value in `file`, or {} where there is no such file."""
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:
@@ -117,8 +117,7 @@ def card(folder: Path) -> Card:
     known = [int(limit) for limit in limits if limit and limit < 1e9]
     prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
     pooling, normalize = None, None
-    modules = json.loads((folder / "modules.json").read_text()) if (folder / "modules.json").is_file() else []
-    for module in modules:
+    for module in read_json(folder / "modules.json"):
         kind = module["type"].rsplit(".", 1)[-1]
         if kind == "Pooling":
             pooling, normalize = _pooling(folder, read_json(folder / module["path"] / "config.json"), prompts), False

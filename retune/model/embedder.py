@@ -108,9 +108,10 @@ class Embedder(torch.nn.Module):
             kind: "query" or "passage".
             instructions: a text's own instruction, which comes before the common one.
         """
+        texts = self.prompts[kind].apply(texts, instructions)
         if self.card.lowercase:
             texts = [text.lower() for text in texts]
-        return self.tokenizer(self.prompts[kind].apply(texts, instructions), self.max_lengths[kind])
+        return self.tokenizer(texts, self.max_lengths[kind])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids int64 [B, L], attention_mask [B, L] (None: no padding) → float32 [B, dim]."""
@@ -137,8 +138,9 @@ class Embedder(torch.nn.Module):
     def save(self, folder: Path) -> None:
         """Write weights, tokenizer, sentence-transformers modules and prompts."""
         self.backbone.save_pretrained(folder)
-        self.tokenizer.hf.save_pretrained(folder)
-        prompts = {"query": self.prompts["query"].prefix(), "document": self.prompts["passage"].prefix()}
+        self.tokenizer.save(folder)
+        prompts = {name: text for name, text in self.card.prompts.items() if name not in PASSAGE_PROMPTS}
+        prompts |= {"query": self.prompts["query"].prefix(), "document": self.prompts["passage"].prefix()}
         longest = max(self.max_lengths.values())
         card = replace(self.card, prompts=prompts, max_length=self.card.max_length or longest)
         checkpoint.write_card(Path(folder), card, self.dim)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,6 +64,7 @@ class Tokenizer:
     def __init__(self, tokenizer) -> None:
         self.hf = tokenizer
         self.fast = getattr(tokenizer, "backend_tokenizer", None)
+        self._saved = (self.fast.truncation, self.fast.padding) if self.fast else (None, None)
 
     def __call__(self, texts: Sequence[str], max_length: int | None, special: bool = True) -> Tokens:
         """Ids of the texts, special tokens included where `special`, cut to `max_length` in all."""
@@ -76,6 +78,14 @@ class Tokenizer:
             self.fast.no_truncation()
         encoded = self.fast.encode_batch_fast(list(texts), add_special_tokens=special)
         return tokens_of([one.ids for one in encoded])
+
+    def save(self, folder: Path | str) -> None:
+        """Write the tokenizer as it was loaded, without the last call's lengths."""
+        truncation, padding = self._saved
+        if self.fast is not None:
+            self.fast.no_truncation() if truncation is None else self.fast.enable_truncation(**truncation)
+            self.fast.no_padding() if padding is None else self.fast.enable_padding(**padding)
+        self.hf.save_pretrained(folder)
 
 
 def token_batches(lengths: np.ndarray, max_tokens: int, multiple: int = 1) -> list[np.ndarray]:
@@ -118,8 +128,8 @@ def pad(tokens: Tokens, rows: np.ndarray, pad_id: int, multiple: int = 1) -> dic
 
 @torch.inference_mode()
 def run(
-    forward: Callable[..., Tensor], tokens: Tokens, *, pad_id: int, max_tokens: int, multiple: int, device: torch.device,
-    bar=None,
+    forward: Callable[..., Tensor], tokens: Tokens, *, pad_id: int, max_tokens: int, multiple: int,
+    device: torch.device, bar=None,
 ) -> np.ndarray:  # fmt: skip
     """`forward(**batch)` → [B, ...] over all texts, in the order of `tokens`; float32 [n, ...].
 
@@ -139,10 +149,12 @@ def run(
             }
             out = forward(**batch).float().cpu().numpy()
         except torch.OutOfMemoryError:
+            out = None  # what the batch holds is freed when this clause ends
+        if out is None:
             if len(rows) == 1:
                 raise UserError(
                     f"one text of {tokens.lengths[rows[0]]} tokens does not fit the memory; cut it by a *_max_length"
-                ) from None
+                )
             limit = int(len(rows) * tokens.lengths[rows[0]]) // 2
             log.warning("out of memory: going on with batches of %d tokens", limit)
             torch.cuda.empty_cache()

@@ -17,7 +17,7 @@ from retune.model import checkpoint, device, engine
 from retune.model.backbone import load_classifier, load_tokenizer
 from retune.model.engine import Tokenizer, Tokens, ragged
 from retune.model.prompts import Prompt
-from retune.runtime import log
+from retune.runtime import UserError, log
 
 
 class Reranker(torch.nn.Module):
@@ -31,7 +31,11 @@ class Reranker(torch.nn.Module):
         self.max_length = min(settings.max_length, limit or settings.max_length)
         if self.max_length < settings.max_length:
             log.warning("reranker.max_length: the model takes %d tokens at most", self.max_length)
-        self.query_max_length = settings.query_max_length or self.max_length * 3 // 4
+        self._frame, self._types = self._read_frame()
+        room = self.max_length - sum(len(ids) for ids, _ in self._frame)  # tokens for query and passage together
+        self.query_max_length = min(settings.query_max_length or self.max_length * 3 // 4, room)
+        if settings.query_max_length and settings.query_max_length > room:
+            log.warning("reranker.query_max_length: at most %d tokens fit max_length", room)
         self.prompts = {
             "query": Prompt(settings.query_instruction, settings.query_instruction_format),
             "passage": Prompt(settings.passage_instruction, settings.passage_instruction_format),
@@ -78,7 +82,7 @@ class Reranker(torch.nn.Module):
 
     def join(self, queries: Tokens, passages: Tokens, query_rows: np.ndarray, passage_rows: np.ndarray) -> Tokens:
         """Tokens of the pairs (query_rows[i], passage_rows[i]); the passage is cut where a pair is too long."""
-        frame = self._frame()
+        frame, (query_type, passage_type) = self._frame, self._types or (0, 0)
         sizes = [len(part) for part, _ in frame]
         query_lengths = queries.lengths[query_rows]
         room = np.maximum(self.max_length - sum(sizes) - query_lengths, 0)
@@ -86,7 +90,7 @@ class Reranker(torch.nn.Module):
         flat = np.concatenate([*(part for part, _ in frame), queries.ids, passages.ids]).astype(np.int32)
         types = np.concatenate([
             *(kinds for _, kinds in frame),
-            np.full(len(queries.ids), self._types[0]), np.full(len(passages.ids), self._types[1]),
+            np.full(len(queries.ids), query_type), np.full(len(passages.ids), passage_type),
         ]).astype(np.int8)  # fmt: skip
         at = np.cumsum([0, *sizes])  # where prefix, middle, suffix, queries and passages begin in `flat`
         n = len(query_rows)
@@ -99,26 +103,29 @@ class Reranker(torch.nn.Module):
         )
         where, _ = ragged(starts.ravel(), lengths.ravel())
         offsets = np.concatenate([[0], np.cumsum(lengths.sum(1))])
-        return Tokens(flat[where], offsets, types[where] if self._has_types else None)
+        return Tokens(flat[where], offsets, types[where] if self._types else None)
 
     def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> Tokens:
         """Tokens of the pairs (queries[i], passages[i])."""
         rows = np.arange(len(queries))
         return self.join(self.pieces(queries, "query"), self.pieces(passages, "passage"), rows, rows)
 
-    def _frame(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The special tokens before, between and after the two texts, with their segments, read off an example."""
-        if not hasattr(self, "_cached_frame"):
-            encoded = self.tokenizer.hf("a", "b")
-            ids, of = np.array(encoded["input_ids"]), encoded.sequence_ids(0)
-            types = np.array(encoded.get("token_type_ids") or [0] * len(ids))
-            first = [i for i, s in enumerate(of) if s == 0]
-            second = [i for i, s in enumerate(of) if s == 1]
-            cuts = [(0, first[0]), (first[-1] + 1, second[0]), (second[-1] + 1, len(ids))]
-            self._cached_frame = [(ids[a:b], types[a:b]) for a, b in cuts]
-            self._types = (int(types[first[0]]), int(types[second[0]]))
-            self._has_types = "token_type_ids" in encoded
-        return self._cached_frame
+    def _read_frame(self) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[int, int] | None]:
+        """How the tokenizer joins two texts, read off an example.
+
+        Returns (ids, segments) of the special tokens before, between and after the texts, and the
+        segments of the two texts; None where the model has no segments.
+        """
+        if self.tokenizer.fast is None:
+            raise UserError(f"model {self.settings.model}: a reranker needs a fast tokenizer (tokenizer.json)")
+        encoded = self.tokenizer.hf("a", "b")
+        ids, of = np.array(encoded["input_ids"]), encoded.sequence_ids(0)
+        types = np.array(encoded.get("token_type_ids") or [0] * len(ids))
+        first = [i for i, s in enumerate(of) if s == 0]
+        second = [i for i, s in enumerate(of) if s == 1]
+        cuts = [(0, first[0]), (first[-1] + 1, second[0]), (second[-1] + 1, len(ids))]
+        kinds = (int(types[first[0]]), int(types[second[0]])) if "token_type_ids" in encoded else None
+        return [(ids[a:b], types[a:b]) for a, b in cuts], kinds
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
@@ -133,7 +140,7 @@ class Reranker(torch.nn.Module):
             self, tokens, pad_id=self.pad_token_id, max_tokens=max_tokens or device.default_token_budget(self.device),
             multiple=device.length_multiple(self.dtype, self.device), device=self.device, bar=bar,
         )  # fmt: skip
-        return 1 / (1 + np.exp(-logits)) if self.settings.normalize else logits
+        return np.exp(-np.logaddexp(0, -logits)) if self.settings.normalize else logits
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Scores of (query, passage) pairs, float32 [n]."""
@@ -144,4 +151,4 @@ class Reranker(torch.nn.Module):
         # sentence-transformers reads the activation of its predictions from here
         self.backbone.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         self.backbone.save_pretrained(folder)
-        self.tokenizer.hf.save_pretrained(folder)
+        self.tokenizer.save(folder)

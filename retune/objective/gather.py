@@ -23,6 +23,19 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    if world()[1] > 1:
+        dist.barrier()
+
+
+def leave() -> None:
+    """Wait for all, then end the process group."""
+    wait_for_all()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _gathered(values: Tensor) -> Tensor:
     parts = [torch.empty_like(values) for _ in range(world()[1])]
     dist.all_gather(parts, values.contiguous())

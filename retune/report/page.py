@@ -38,7 +38,11 @@ def join(parts: Iterable[object], between: str = "") -> Html:
 
 def tag(name: str, *content: object, css: str = "") -> Html:
     """An element around `content`."""
-    return Html(f'<{name}{f" class={chr(34)}{escape(css)}{chr(34)}" if css else ""}>{join(content)}</{name}>')
+    return Html(f"<{name}{_css(css)}>{join(content)}</{name}>")
+
+
+def _css(name: str) -> str:
+    return f' class="{html.escape(name, quote=True)}"' if name else ""
 
 
 def paragraph(*content: object, css: str = "") -> Html:
@@ -56,8 +60,7 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], numbers: Ite
     right = set(numbers)
 
     def cell(name: str, index: int, content: object, scope: str = "") -> str:
-        css = ' class="n"' if index in right else ""
-        return f"<{name}{css}{scope}>{escape(content)}</{name}>"
+        return f"<{name}{_css('n' if index in right else '')}{scope}>{escape(content)}</{name}>"
 
     top = "".join(cell("th", i, content, ' scope="col"') for i, content in enumerate(head))
     lines = []
@@ -82,8 +85,8 @@ def cards(items: Iterable[tuple[str, object, object, str]]) -> Html:
 
 def details(title: object, *content: object, css: str = "", opened: bool = False) -> Html:
     """Content that is folded away until asked for."""
-    kind = f' class="{escape(css)}"' if css else ""
-    return Html(f"<details{kind}{' open' if opened else ''}><summary>{escape(title)}</summary>{join(content)}</details>")
+    start = f"<details{_css(css)}{' open' if opened else ''}>"
+    return Html(f"{start}<summary>{escape(title)}</summary>{join(content)}</details>")
 
 
 def page(title: str, subtitle: object, sections: Sequence[Section], footer: object) -> str:
@@ -140,7 +143,8 @@ def signed(value: float, places: int = 3) -> str:
 
 
 def probability(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    """On one line wherever it stands."""
+    return ("p < 0.001" if p < 0.001 else f"p = {p:.3f}").replace(" ", "\u00a0")
 
 
 def cut(text: str, length: int) -> str:

@@ -41,20 +41,23 @@ def histogram(
     rows: Rows, *, x_title: str, y_title: str, colours: Mapping[str, str] | None = None, height: int = 220,
     y_format: str = "",
 ) -> Html:  # fmt: skip
-    """Bars from `low` to `high` of height `value`; several `kind`s lie over one another, each see-through.
+    """Bars from `low` to `high` of height `value`; with several `kind`s, their outlines over one another.
 
     Args:
-        rows: {"low", "high", "value"} and, with `colours`, "kind".
+        rows: {"low", "high", "value"} and, with `colours`, "kind"; of each kind every bin, empty ones too.
         colours: colour of each kind, in the legend's order.
     """
-    one = alt.value(STAND_IN["tuned"])
     axis = alt.Axis(format=y_format) if y_format else alt.Axis()
-    chart = alt.Chart(_data(rows)).mark_bar(opacity=0.55 if colours else 0.9, binSpacing=0)
-    chart = chart.encode(
-        alt.X("low:Q", title=x_title, scale=alt.Scale(zero=False, nice=False)), alt.X2("high"),
-        alt.Y("value:Q", title=y_title, stack=None, axis=axis), alt.Y2(datum=0),
-        alt.Color("kind:N", title=None, scale=_scale(colours)) if colours else one,
-    )  # fmt: skip
+    x = alt.X("low:Q", title=x_title, scale=alt.Scale(zero=False, nice=False))
+    y = alt.Y("value:Q", title=y_title, stack=None, axis=axis)
+    if colours is None:
+        chart = alt.Chart(_data(rows)).mark_bar(opacity=0.9, binSpacing=0, color=STAND_IN["tuned"])
+        return _svg(chart.encode(x, alt.X2("high"), y, alt.Y2(datum=0)), height, f"Histogram of {x_title}")
+    last = {row["kind"]: row for row in rows}
+    closed = [*rows, *({"kind": kind, "low": row["high"], "value": 0} for kind, row in last.items())]
+    line = alt.OverlayMarkDef(strokeWidth=1.5)
+    chart = alt.Chart(_data(closed)).mark_area(interpolate="step-after", fillOpacity=0.22, line=line)
+    chart = chart.encode(x, y, alt.Color("kind:N", title=None, scale=_scale(colours)))
     return _svg(chart, height, f"Histogram of {x_title}")
 
 
@@ -70,7 +73,7 @@ def intervals(rows: Rows, *, colours: Mapping[str, str], x_title: str, groups: S
         alt.Y("kind:N", title=None, sort=list(colours), axis=None, scale=alt.Scale(paddingInner=0.6, paddingOuter=0.6)),
         alt.Color("kind:N", title=None, scale=_scale(colours)),
     )
-    x = alt.Scale(zero=False, nice=True, padding=6)
+    x = alt.Scale(zero=False, nice=False, padding=8)
     bars = base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=x_title, scale=x), alt.X2("high"))
     dots = base.mark_circle(size=75, opacity=1).encode(alt.X("value:Q", title=x_title, scale=x))
     height = 20 * len(colours) + 8
@@ -92,7 +95,8 @@ def _data(rows: Rows) -> alt.Data:
 def _svg(chart: alt.Chart | alt.FacetChart, height: int | None, label: str) -> Html:
     """The chart as inline SVG; `height` None: the chart has its own size."""
     if height is not None:
-        chart = chart.properties(width=WIDTH, height=height, autosize=alt.AutoSizeParams(type="fit", contains="padding"))
+        whole = alt.AutoSizeParams(type="fit", contains="padding")
+        chart = chart.properties(width=WIDTH, height=height, autosize=whole)
     ink, soft, rule = (STAND_IN[name] for name in ("ink", "soft", "rule"))
     chart = (
         chart.configure(background="transparent", font="sans-serif", padding=4)
@@ -108,5 +112,6 @@ def _svg(chart: alt.Chart | alt.FacetChart, height: int | None, label: str) -> H
     svg = vl_convert.vegalite_to_svg(chart.to_dict(validate=False))
     for name, colour in STAND_IN.items():
         svg = svg.replace(colour, f"var(--{name})")
-    name = html.escape(label, quote=True)
-    return Html(re.sub(r"^<svg[^>]*?(viewBox=\"[^\"]*\")>", rf'<svg class="plot" role="img" aria-label="{name}" \1>', svg))
+    start, rest = svg.split(">", 1)
+    size = re.search(r'viewBox="[^"]*"', start)[0]  # without width and height: the page decides
+    return Html(f'<svg class="plot" role="img" aria-label="{html.escape(label, quote=True)}" {size}>{rest}')

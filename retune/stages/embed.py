@@ -12,7 +12,7 @@ import pyarrow as pa
 from retune import tables
 from retune.config import EmbedConfig, EmbedderConfig
 from retune.model.embedder import Embedder
-from retune.runtime import log, progress
+from retune.runtime import UserError, log, progress
 
 BLOCK = 32768  # texts tokenised and sorted by length at a time
 
@@ -23,7 +23,8 @@ def shard_rows(n: int, index: int, count: int) -> tuple[int, int]:
 
 
 def embed(
-    *, table: Path, kind: str, settings: EmbedConfig, embedder: EmbedderConfig, out: Path, shard: tuple[int, int] = (0, 1)
+    *, table: Path, kind: str, settings: EmbedConfig, embedder: EmbedderConfig, out: Path,
+    shard: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
     """Write vectors of the rows of a `texts` or `queries` table.
 
@@ -31,6 +32,9 @@ def embed(
         kind: "query" reads a table of queries, "passage" one of texts.
         shard: (index, count): embed only that part of the rows.
         out: embeddings table: id int64, vector of `settings.dtype`.
+
+    Raises:
+        UserError: for a vector that is not finite, or that `settings.dtype` cannot hold.
     """
     model = Embedder.load(embedder)
     start, stop = shard_rows(tables.n_rows(table), *shard)
@@ -42,10 +46,15 @@ def embed(
     ):
         for ids, texts, instructions in _rows(table, kind, start, stop):
             tokens = model.tokenize(texts, kind, instructions)
-            vectors = model.encode(tokens, settings.max_tokens_per_batch, bar).astype(settings.dtype)
+            vectors = model.encode(tokens, settings.max_tokens_per_batch, bar)
+            with np.errstate(over="ignore"):  # the next lines tell of it
+                vectors = vectors.astype(settings.dtype)
             if not np.isfinite(vectors).all():
                 bad = int(ids[np.argmin(np.isfinite(vectors).all(1))])
-                raise FloatingPointError(f"{table}: row {bad}: its vector is not finite")
+                raise UserError(
+                    f"{table}: row {bad}: its vector is not finite; set embedder.dtype and embed.dtype to float32, "
+                    "or the model is broken"
+                )
             writer.write({"id": ids, "vector": tables.vector_array(vectors)})
 
 
@@ -61,6 +70,8 @@ def _rows(table: Path, kind: str, start: int, stop: int):
             part: pa.RecordBatch = batch.slice(first, last - first)
             prompts = part["prompt"].to_pylist() if kind == "query" and part["prompt"].null_count < len(part) else None
             yield part[column].to_numpy(), part["text"].to_pylist(), prompts
+        if seen >= stop:
+            break
 
 
 def fingerprint(model: Embedder, kind: str) -> Mapping[str, Any]:

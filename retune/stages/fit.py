@@ -17,8 +17,8 @@ from retune.model.checkpoint import resolve
 from retune.model.reranker import Reranker
 from retune.runtime import timed
 from retune.training.arguments import training_arguments
+from retune.training.reranking import RerankerTask
 from retune.training.run import Outputs, claim, run, run_key
-from retune.training.tasks import RerankerTask
 
 SECTION = "reranker.fit.args"
 

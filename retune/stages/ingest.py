@@ -137,6 +137,12 @@ class Intake:
 def _files(settings: IngestConfig) -> list[File]:
     found: list[File] = []
     for name, options in settings.train.items():
+        if options.format == "beir":
+            expand(options.files(), f"ingest.train.{name}.path")  # all of them must be there
+            for folder in options.path:
+                queries = Path(folder) / "queries.jsonl"
+                found.append(File(len(found), queries, str(queries), name, options, options.in_batch_negatives))
+            continue
         for path in expand(options.path, f"ingest.train.{name}.path"):
             # FlagEmbedding's way to opt out is the folder's name. It holds where the option is at its
             # default; as the option's only other value says the same, the name always holds.
@@ -152,7 +158,9 @@ def _read(file: File, intake: Intake, bad: BadRows, on_read: sources.OnRead) -> 
     if file.options is None:
         _read_corpus(file, intake, bad, on_read)
         return
-    for raw in sources.rows(file.path, on_read):
+    beir = file.options.format == "beir"
+    rows = benchmarks.training_rows(file.path.parent, file.options.split) if beir else sources.rows(file.path, on_read)
+    for raw in rows:
         if intake.taken.get(file.dataset, 0) == file.options.max_examples:
             break
         row, mistakes = check(raw.value)

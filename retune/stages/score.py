@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from retune import tables
 from retune.config import RerankerConfig, ScoreConfig
+from retune.data.text import shown
 from retune.model.reranker import Reranker
 from retune.runtime import UserError, log, progress
 
@@ -27,22 +28,22 @@ def score(
     query_ids, text_ids = table["query_id"].to_numpy(), table["text_id"].to_numpy()
     query_texts = tables.read(queries, "queries", ["text"])["text"]
     # queries with the same text are one query to the teacher
-    same = np.asarray(
-        pa.chunked_array(query_texts.chunks, query_texts.type).combine_chunks().dictionary_encode().indices
-    )
-    distinct, back = np.unique(np.stack([same[query_ids], text_ids], 1), axis=0, return_inverse=True)
-    first = np.full(same.max() + 1 if len(same) else 0, -1, np.int64)
-    first[same[::-1]] = np.arange(len(same))[::-1]  # the first query of each text
+    same = query_texts.combine_chunks().dictionary_encode().indices.to_numpy()
+    first = np.unique(same, return_index=True)[1]  # the first query of each text
+    n_texts = max(tables.n_rows(texts), 1)
+    distinct, back = np.unique(first[same[query_ids]] * n_texts + text_ids, return_inverse=True)
+    distinct_queries, distinct_texts = np.divmod(distinct, n_texts)
     model = Reranker.load(reranker)
     log.info("%d pairs, %d distinct, %s on %s", len(table), len(distinct), model.dtype, model.device)
-    scores = _scores(model, texts, query_texts, first[distinct[:, 0]], distinct[:, 1], settings)
+    scores = _scores(model, texts, query_texts, distinct_queries, distinct_texts, settings)
     if not np.isfinite(scores).all():
         row = int(np.argmin(np.isfinite(scores)))
-        query = query_texts[int(first[distinct[row, 0]])].as_py()
+        query = shown(query_texts[int(distinct_queries[row])].as_py())
         raise UserError(
-            f"the teacher's score of query {query!r} and text {distinct[row, 1]} is not finite; try dtype: float32"
+            f"the score of query {query} and text {distinct_texts[row]} is not finite; set reranker.dtype: float32, "
+            "or the teacher is broken"
         )
-    column = pa.array(scores[back.ravel()], pa.float32())
+    column = pa.array(scores[back], pa.float32())
     tables.write(out, "pairs", table.set_column(table.column_names.index("score"), table.schema.field("score"), column))
 
 

@@ -6,14 +6,13 @@ Several processes are started by torchrun, which runs this module on a job file.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retune.config import EmbedderConfig, TrainConfig
-from retune.runtime import UserError, report_and_exit_code, start_logging, timed
-from retune.training.launch import launch, under_torchrun
+from retune.runtime import UserError, timed
+from retune.training.launch import launch, run_job, under_torchrun
 
 if TYPE_CHECKING:
     from retune.data.batches import EmbedderCollate
@@ -57,8 +56,8 @@ def _train(
     from retune.model.checkpoint import resolve
     from retune.model.embedder import Embedder
     from retune.training.arguments import training_arguments
+    from retune.training.embedding import EmbedderTask
     from retune.training.run import Outputs, claim, run, run_key
-    from retune.training.tasks import EmbedderTask
 
     places = Outputs(*(Path(path) for path in outputs.values()))
     arguments = training_arguments(settings.args, places.checkpoints, seed, embedder.dtype)
@@ -115,9 +114,8 @@ def _collate(model: Embedder, data: TrainSet, texts: Path, settings: TrainConfig
     return EmbedderCollate(data, chunker, len(data) + which, settings.knowledge_distillation)
 
 
-def main(job_file: str) -> None:
-    """One of several processes: train as the job file says."""
-    job = json.loads(Path(job_file).read_text())
+def main(job: dict[str, Any]) -> None:
+    """One of several processes: train as the job says."""
     job["settings"] = TrainConfig.model_validate(job["settings"])
     job["embedder"] = EmbedderConfig.model_validate(job["embedder"])
     paths = ("texts", "queries", "pairs", "bins", "state", "model_out", "history_out")
@@ -125,8 +123,4 @@ def main(job_file: str) -> None:
 
 
 if __name__ == "__main__":
-    start_logging()
-    try:
-        main(sys.argv[1])
-    except BaseException as error:
-        sys.exit(report_and_exit_code(error))
+    sys.exit(run_job(main, Path(sys.argv[1])))

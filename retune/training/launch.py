@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retune.runtime import UserError, log
+from retune.runtime import UserError, log, report_and_exit_code, start_logging
+
+ERROR = "error.txt"
 
 
 def under_torchrun() -> bool:
@@ -21,15 +25,51 @@ def launch(module: str, job: dict[str, Any], processes: int, state: Path) -> Non
     """Run `python -m module job.json` in so many processes, which share the threads of this one.
 
     Raises:
-        UserError: if one of them fails; what it said stands above.
+        UserError: what one of them raised, or that one of them failed.
     """
     state.mkdir(parents=True, exist_ok=True)
+    (state / ERROR).unlink(missing_ok=True)
     file = state / "job.json"
     file.write_text(json.dumps(job))
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads // processes))}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     log.info("starting %d processes", processes)
-    code = subprocess.run([*command, "-m", module, str(file)], env=environment).returncode
+    code = _wait_for(subprocess.Popen([*command, "-m", module, str(file)], env=environment))
+    if (state / ERROR).exists():
+        raise UserError((state / ERROR).read_text())
     if code:
         raise UserError(f"train.nproc_per_node: one of {processes} processes failed (code {code}); see above")
+
+
+def _wait_for(process: subprocess.Popen) -> int:
+    """The exit code of `process`, which is stopped, with its own processes, where this one is."""
+
+    def stop(number: int, _) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_job(main: Callable[[dict[str, Any]], None], file: Path) -> int:
+    """One of several processes: `main` on the job in `file`; a user's mistake is handed to the parent.
+
+    Returns:
+        The exit code.
+    """
+    start_logging()
+    try:
+        main(json.loads(file.read_text()))
+    except BaseException as error:
+        if isinstance(error, UserError):
+            file.with_name(ERROR).write_text(str(error))
+        return report_and_exit_code(error)
+    return 0

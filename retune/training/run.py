@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ from transformers import TrainerState
 from retune import tables
 from retune.data.batches import EmbedderCollate, GroupDataset, GroupSampler, RerankerCollate, loader
 from retune.fingerprint import fingerprint
-from retune.objective.gather import world
+from retune.objective.gather import leave, wait_for_all, world
 from retune.runtime import UserError, atomic, log
 from retune.training.arguments import TrainingArguments
 from retune.training.tasks import Task
-from retune.training.trainer import GroupTrainer, complete_checkpoints, wait_for_all
+from retune.training.trainer import GroupTrainer, complete_checkpoints
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def run(
             f"{section}: {len(dataset)} training queries do not fill one batch of "
             f"{arguments.per_device_train_batch_size} × {size} processes; lower per_device_train_batch_size"
         )
+    _warm_up(arguments, len(sampler))
     pin = arguments.device.type == "cuda" and arguments.dataloader_pin_memory
     batches = loader(dataset, sampler, collate, arguments.dataloader_num_workers, pin)
     try:
@@ -108,7 +110,15 @@ def run(
         with atomic(outputs.model) as folder:
             save(folder)
         shutil.rmtree(outputs.state)
-    wait_for_all()
+    leave()
+
+
+def _warm_up(arguments: TrainingArguments, batches: int) -> None:
+    """Round a share of warm-up steps down: rounded up, the only step of a short run would have a learning rate of 0."""
+    if 0 < arguments.warmup_steps < 1:
+        an_epoch = -(-batches // arguments.gradient_accumulation_steps)
+        steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * an_epoch)
+        arguments.warmup_steps = int(arguments.warmup_steps * steps)
 
 
 def _train(trainer: GroupTrainer, checkpoints: Path) -> TrainerState:
@@ -139,7 +149,7 @@ def weight_sums(task: Task) -> list[tuple[float, float]]:
 def _check_weights(before: list[tuple[float, float]], after: list[tuple[float, float]], section: str) -> None:
     if before == after:
         raise UserError(
-            f"training left every weight as it was; see {section}: learning_rate, num_train_epochs, max_steps, fp16"
+            f"training left every weight as it was; see {section}: learning_rate, warmup_steps, max_steps, fp16"
         )
     if any(total != total or abs(total) == float("inf") for pair in after for total in pair):
         raise UserError("training ended with weights that are not finite; try a lower learning_rate, or bf16")

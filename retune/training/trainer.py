@@ -14,11 +14,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from retune.data.batches import GroupSampler
+from retune.objective.gather import wait_for_all
 from retune.runtime import UserError, log, progress
 from retune.training.tasks import Task
 
@@ -81,12 +81,6 @@ class GroupTrainer(Trainer):
                 for old in complete_checkpoints(folder)[: -self.keep]:
                     (old / MARK).unlink()
                     shutil.rmtree(old)
-
-
-def wait_for_all() -> None:
-    """Wait until every process is here."""
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
 
 
 class Epochs(TrainerCallback):

@@ -11,7 +11,7 @@ rule demo:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("demo"),
+        settings=WIRING.settings("demo"),
         code=code("demo"),
     script:
         "../scripts/demo.py"

@@ -1,14 +1,7 @@
-def embedded_table(wildcards):
-    """The texts or queries that a part's vectors are made from."""
-    collection = getattr(wildcards, "benchmark", None)
-    source = Node(wildcards.run, "benchmark", (collection,)) if collection else Node(wildcards.run, "ingest")
-    return PLAN.path(source, "queries.parquet" if wildcards.part == "queries" else "texts.parquet")
-
-
 rule embed:
     input:
-        table=embedded_table,
-        model=lambda wildcards: model_files(wildcards, wildcards.model),
+        table=WIRING.embedded_table,
+        model=WIRING.model("model"),
     output:
         "results/{run}/embed/{model}/{part}.parquet",
     log:
@@ -18,7 +11,7 @@ rule embed:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("embed", "model", TRAIN, "part"),
+        settings=WIRING.settings("embed", "model", TRAIN, "part"),
         part="{part}",
         code=code("embed"),
     script:
@@ -33,6 +26,6 @@ use rule embed as embed_benchmark with:
     benchmark:
         "benchmarks/{run}/embed.{model}.{benchmark}.{part}.tsv"
     params:
-        settings=settings("embed", "model", "benchmark", "part"),
+        settings=WIRING.settings("embed", "model", "benchmark", "part"),
         part="{part}",
         code=code("embed"),

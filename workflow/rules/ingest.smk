@@ -1,19 +1,11 @@
-def training_files(wildcards):
-    ingest = PLAN.config(wildcards.run).ingest
-    found = []
-    for name, dataset in ingest.train.items():
-        found += raw_files(dataset.path, f"ingest.train.{name}.path")
-    return found + (raw_files(ingest.corpus, "ingest.corpus") if ingest.corpus else [])
-
-
 rule ingest:
     input:
-        training_files,
+        WIRING.training_files,
     output:
-        texts="results/{run}/ingest/texts.parquet",
-        queries="results/{run}/ingest/queries.parquet",
-        pairs="results/{run}/ingest/pairs.parquet",
-        rejected="results/{run}/ingest/rejected.parquet",
+        texts=update("results/{run}/ingest/texts.parquet"),
+        queries=update("results/{run}/ingest/queries.parquet"),
+        pairs=update("results/{run}/ingest/pairs.parquet"),
+        rejected=update("results/{run}/ingest/rejected.parquet"),
     log:
         "logs/{run}/ingest.log",
     benchmark:
@@ -21,7 +13,7 @@ rule ingest:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("ingest"),
+        settings=WIRING.settings("ingest"),
         code=code("ingest"),
     script:
         "../scripts/ingest.py"
@@ -29,13 +21,11 @@ rule ingest:
 
 rule benchmark:
     input:
-        lambda wildcards: list(
-            PLAN.config(wildcards.run).evaluate.benchmarks[wildcards.benchmark].files().values()
-        ),
+        WIRING.benchmark_files,
     output:
-        texts="results/{run}/ingest/{benchmark}/texts.parquet",
-        queries="results/{run}/ingest/{benchmark}/queries.parquet",
-        pairs="results/{run}/ingest/{benchmark}/pairs.parquet",
+        texts=update("results/{run}/ingest/{benchmark}/texts.parquet"),
+        queries=update("results/{run}/ingest/{benchmark}/queries.parquet"),
+        pairs=update("results/{run}/ingest/{benchmark}/pairs.parquet"),
     log:
         "logs/{run}/ingest.{benchmark}.log",
     benchmark:
@@ -43,7 +33,7 @@ rule benchmark:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("benchmark", "benchmark"),
+        settings=WIRING.settings("benchmark", "benchmark"),
         code=code("benchmark"),
     script:
         "../scripts/benchmark.py"

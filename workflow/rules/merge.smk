@@ -1,15 +1,8 @@
-def merged_models(wildcards):
-    found = []
-    for reference, made_here in PLAN.merge_models(wildcards.run):
-        found += [reference] if made_here else weights(reference)
-    return found
-
-
 rule merge:
     input:
-        merged_models,
+        WIRING.merged,
     output:
-        directory("results/{run}/merge/model"),
+        update(directory("results/{run}/merge/model")),
     log:
         "logs/{run}/merge.log",
     benchmark:
@@ -17,7 +10,7 @@ rule merge:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("merge"),
+        settings=WIRING.settings("merge"),
         code=code("merge"),
     script:
         "../scripts/merge.py"

@@ -1,30 +1,3 @@
-def reported_tables(run):
-    """What the report reads, by name; what the config switches off is absent."""
-    plan, config = PLAN, PLAN.config(run)
-    ingest, split = Node(run, "ingest"), Node(run, "split")
-    found = {name: plan.path(ingest, f"{name}.parquet") for name in ("texts", "queries", "rejected")}
-    found |= {name: plan.path(split, f"{name}.parquet") for name in ("lengths", "bins")}
-    found |= {"pairs": plan.path(plan.pairs(run)), "config": plan.path(Node(run, "config"))}
-    if config.train:
-        found["history"] = plan.path(Node(run, "train"), "history.parquet")
-    if config.score and config.reranker.fit:
-        found["teacher_history"] = plan.path(Node(run, "fit"), "history.parquet")
-    if plan.benchmarks(run):
-        found |= {"metrics": plan.path(Node(run, "metrics")), "benchmarks": benchmark_tables(run)}
-        found["runs"] = judged_runs(run)
-    others = [other for other in plan.runs if other != run and plan.benchmarks(other)]
-    found["variants"] = {other: plan.path(Node(other, "metrics")) for other in others}
-    return found
-
-
-def report_inputs(wildcards):
-    def paths(value):
-        return [path for item in value.values() for path in paths(item)] if isinstance(value, dict) else [value]
-
-    merged = [PLAN.path(Node(wildcards.run, "merge"))] if PLAN.config(wildcards.run).merge else []
-    return paths(reported_tables(wildcards.run)) + merged
-
-
 localrules:
     config,
     report,
@@ -38,7 +11,7 @@ rule config:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("config"),
+        settings=WIRING.settings("config"),
         code=code("config"),
     script:
         "../scripts/config.py"
@@ -46,7 +19,7 @@ rule config:
 
 rule report:
     input:
-        report_inputs,
+        WIRING.reported_files,
     output:
         report(
             "results/{run}/report/index.html",
@@ -61,10 +34,10 @@ rule report:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("report"),
-        tables=lambda wildcards: reported_tables(wildcards.run),
+        settings=WIRING.settings("report"),
+        tables=WIRING.reported,
         # What the jobs cost is told, but no reason to write the report again.
-        costs=lambda wildcards: list(dict.fromkeys(f"benchmarks/{run}" for run in [PLAN.main, wildcards.run])),
+        costs=WIRING.costs,
         code=code("report"),
     script:
         "../scripts/report.py"

@@ -1,21 +1,12 @@
-def unscored_pairs(wildcards):
-    return PLAN.path(Node(wildcards.run, "mine" if PLAN.config(wildcards.run).mine else "ingest"))
-
-
-def teacher(wildcards):
-    reranker = PLAN.config(wildcards.run).reranker
-    return [PLAN.path(Node(wildcards.run, "fit"))] if reranker.fit else weights(reranker.model)
-
-
 rule fit:
     input:
-        texts=made("ingest", "texts.parquet"),
-        queries=made("ingest", "queries.parquet"),
-        pairs=unscored_pairs,
-        model=lambda wildcards: weights(PLAN.config(wildcards.run).reranker.model),
+        texts=WIRING.made("ingest", "texts.parquet"),
+        queries=WIRING.made("ingest", "queries.parquet"),
+        pairs=WIRING.unscored_pairs,
+        model=WIRING.encoder,
     output:
-        model=directory("results/{run}/score/reranker"),
-        history="results/{run}/score/history.parquet",
+        model=update(directory("results/{run}/score/reranker")),
+        history=update("results/{run}/score/history.parquet"),
     log:
         "logs/{run}/fit.log",
     benchmark:
@@ -23,7 +14,7 @@ rule fit:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("fit"),
+        settings=WIRING.settings("fit"),
         state=lambda wildcards: f"results/{wildcards.run}/score/.state",
         code=code("fit"),
     script:
@@ -32,10 +23,10 @@ rule fit:
 
 rule score:
     input:
-        texts=made("ingest", "texts.parquet"),
-        queries=made("ingest", "queries.parquet"),
-        pairs=unscored_pairs,
-        model=teacher,
+        texts=WIRING.made("ingest", "texts.parquet"),
+        queries=WIRING.made("ingest", "queries.parquet"),
+        pairs=WIRING.unscored_pairs,
+        model=WIRING.teacher,
     output:
         "results/{run}/score/pairs.parquet",
     log:
@@ -45,7 +36,7 @@ rule score:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("score"),
+        settings=WIRING.settings("score"),
         code=code("score"),
     script:
         "../scripts/score.py"

@@ -1,9 +1,9 @@
 rule split:
     input:
-        texts=made("ingest", "texts.parquet"),
-        queries=made("ingest", "queries.parquet"),
-        pairs=made("ingest", "pairs.parquet"),
-        model=lambda wildcards: model_files(wildcards, "base"),
+        texts=WIRING.made("ingest", "texts.parquet"),
+        queries=WIRING.made("ingest", "queries.parquet"),
+        pairs=WIRING.made("ingest", "pairs.parquet"),
+        model=WIRING.model("base"),
     output:
         lengths="results/{run}/split/lengths.parquet",
         bins="results/{run}/split/bins.parquet",
@@ -14,7 +14,7 @@ rule split:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("split"),
+        settings=WIRING.settings("split"),
         code=code("split"),
     script:
         "../scripts/split.py"

@@ -1,15 +1,13 @@
 rule train:
     input:
-        texts=made("ingest", "texts.parquet"),
-        queries=made("ingest", "queries.parquet"),
-        pairs=lambda wildcards: PLAN.path(PLAN.pairs(wildcards.run)),
-        bins=lambda wildcards: (
-            made("split", "bins.parquet")(wildcards) if PLAN.config(wildcards.run).split.drop_longer_than else []
-        ),
-        model=lambda wildcards: model_files(wildcards, "base"),
+        texts=WIRING.made("ingest", "texts.parquet"),
+        queries=WIRING.made("ingest", "queries.parquet"),
+        pairs=WIRING.pairs,
+        bins=WIRING.bins,
+        model=WIRING.model("base"),
     output:
-        model=directory("results/{run}/train/model"),
-        history="results/{run}/train/history.parquet",
+        model=update(directory("results/{run}/train/model")),
+        history=update("results/{run}/train/history.parquet"),
     log:
         "logs/{run}/train.log",
     benchmark:
@@ -17,7 +15,7 @@ rule train:
     conda:
         ENVIRONMENT
     params:
-        settings=settings("train"),
+        settings=WIRING.settings("train"),
         # Checkpoints lie outside the outputs, which Snakemake deletes when a job fails.
         state=lambda wildcards: f"results/{wildcards.run}/train/.state",
         code=code("train"),

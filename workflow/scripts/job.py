@@ -11,7 +11,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 sys.path.insert(0, ROOT)
 os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (ROOT, os.environ.get("PYTHONPATH")) if part)
 
-from retune.runtime import start_job  # noqa: E402
+from retune.runtime import start_job
 
 
 def start(snakemake) -> None:

@@ -1,0 +1,81 @@
+"""Report: the tables of a run → one HTML page that opens anywhere, without a network or a script.
+
+Chooses which sections there are; a stage that was off leaves its section out.  Each section's own
+module in `retune.report` knows what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import retune
+from retune.config import ReportConfig
+from retune.report.corpus import data, mining, teacher
+from retune.report.costs import costs
+from retune.report.examples import examples
+from retune.report.measures import Metrics, headline, metrics_section, variants
+from retune.report.page import Html, Section, details, page, paragraph, tag
+from retune.report.training import curves, training
+from retune.runtime import atomic, log
+
+
+def report(*, run: str, inputs: Mapping[str, Any], out: Path, settings: ReportConfig) -> None:
+    """Write the page `out`.
+
+    Args:
+        run: the run's name, shown as the title.
+        inputs: paths by name: `texts`, `queries` (both needed), `pairs` (the most complete), `rejected`, `lengths`,
+            `bins`, `history`, `teacher_history`, `metrics`, `config` (YAML); `benchmarks` {name: {texts, queries,
+            pairs}}, `runs` {benchmark: {model: run}}, `variants` {run: metrics}, `costs` (folders with Snakemake's
+            benchmark files; they need not be there).
+        out: the HTML file.
+        settings: how many queries are shown.
+
+    Raises:
+        UserError: if a table is missing or not whole.
+    """
+    given = {name: value for name, value in inputs.items() if value}
+    metrics = Metrics(given["metrics"]) if "metrics" in given else None
+    sections = [
+        headline(metrics) if metrics else None,
+        metrics_section(metrics) if metrics else None,
+        variants(run, metrics, given["variants"]) if metrics and "variants" in given else None,
+        _examples(metrics, given, settings.examples),
+        data(given),
+        mining(given["pairs"]) if "pairs" in given else None,
+        _teacher(given),
+        training(given["history"]) if "history" in given else None,
+        costs(_folders(given.get("costs", ()))),
+        _config(given["config"]) if "config" in given else None,
+    ]
+    found = [section for section in sections if section is not None]
+    subtitle = paragraph("What was run, on which data, and what it gained.", css="soft")
+    text = page(run, subtitle, found, f"retune {retune.__version__}")
+    with atomic(out) as part:
+        part.write_text(text, encoding="utf-8")
+    log.info("report: %s, %d sections, %.0f kB", out, len(found), len(text) / 1000)
+
+
+def _examples(metrics: Metrics | None, given: Mapping[str, Any], n: int) -> Section | None:
+    if metrics is None or n == 0 or "runs" not in given or "benchmarks" not in given:
+        return None
+    return examples(metrics, given["runs"], given["benchmarks"], n)
+
+
+def _teacher(given: Mapping[str, Any]) -> Section | None:
+    if "pairs" not in given:
+        return None
+    history = curves(given["teacher_history"]) if "teacher_history" in given else None
+    return teacher(given["pairs"], history)
+
+
+def _config(path: str | Path) -> Section:
+    text = Path(path).read_text(encoding="utf-8")
+    shown = Html(tag("pre", tag("code", text)))
+    return Section("config", "Config", details("Everything that was set, defaults included", shown))
+
+
+def _folders(value: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(value)] if isinstance(value, (str, Path)) else [Path(folder) for folder in value]

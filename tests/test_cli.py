@@ -1,0 +1,47 @@
+"""The command line: what it prints, and that mistakes are one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from retune.cli import main
+
+
+def test_check_prints_the_resolved_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("embedder: {model: m}\ningest: {train: a.jsonl}\nvariants: {cold: {train: {temperature: 1}}}\n")
+    assert main(["check", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "# run\n" in shown and "# run.cold\n" in shown and "range_for_sampling: 10-210" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "embedder: {model: m}\ningest: {train: a, tran: b}\n",
+            ":2: ingest.tran: unknown key; did you mean ingest.train?",
+        ),
+        ("a: [", "not valid YAML"),
+        ("- a\n", "expected a mapping of sections"),
+    ],
+)
+def test_check_names_the_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    assert main(["check", str(file)]) == 1
+    shown = capsys.readouterr().err
+    assert message in shown and str(file) in shown and "Traceback" not in shown
+
+
+def test_missing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(tmp_path / "no.yaml")]) == 1
+    assert main(["summary", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert "no such file" in shown and "no metrics here" in shown
+
+
+def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert "embedder" in json.loads(capsys.readouterr().out)["properties"]

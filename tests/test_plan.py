@@ -1,0 +1,87 @@
+"""Paths, settings and sharing of artifacts, without Snakemake."""
+
+import pytest
+
+from retune.experiment import load
+from retune.plan import TRAIN, Node, Plan
+
+RAW = {
+    "name": "x",
+    "embedder": {"model": "m"},
+    "reranker": {"model": "r", "fit": {}},
+    "ingest": {"train": "a.jsonl"},
+    "embed": {"shards": 2},
+    "evaluate": {"benchmarks": {"b": {"path": "bench"}}},
+    "variants": {
+        "hot": {"train": {"temperature": 0.5}},
+        "hotter": {"train": {"temperature": 0.5}, "report": {"examples": 3}},
+        "again": {"mine": {"embedder": {"model": "variant:hot"}}},
+        "longer": {"embedder": {"query_max_length": 99}},
+        "bare": {"score": None, "merge": None},
+    },
+}
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan(load(RAW))
+
+
+def path(plan: Plan, run: str, rule: str, *labels: str) -> str:
+    return plan.path(Node(run, rule, labels))
+
+
+def test_paths_of_the_contract(plan: Plan) -> None:
+    assert path(plan, "x", "mine") == "results/x/mine/pairs.parquet"
+    assert path(plan, "x", "score") == "results/x/score/pairs.parquet"
+    assert path(plan, "x", "train") == "results/x/train/model"
+    assert path(plan, "x", "merge") == "results/x/merge/model"
+    assert path(plan, "x", "embed", "base", TRAIN, "texts-00-of-02") == "results/x/embed/base/texts-00-of-02.parquet"
+    assert path(plan, "x", "evaluate", "b", "tuned") == "results/x/evaluate/b/tuned.run.parquet"
+    assert path(plan, "x", "metrics") == "results/x/evaluate/metrics.parquet"
+    assert path(plan, "x", "report") == "results/x/report/index.html"
+
+
+def test_a_variant_shares_what_is_equal(plan: Plan) -> None:
+    assert path(plan, "x.hot", "mine") == path(plan, "x", "mine")
+    assert path(plan, "x.hot", "score") == path(plan, "x", "score")
+    assert path(plan, "x.hot", "train") == "results/x.hot/train/model"
+    assert path(plan, "x.hotter", "train") == "results/x.hot/train/model"  # equal to an earlier variant
+    assert path(plan, "x.hotter", "evaluate", "b", "merged") == "results/x.hot/evaluate/b/merged.run.parquet"
+    assert path(plan, "x.hotter", "report") == "results/x.hotter/report/index.html"
+    assert path(plan, "x.hot", "evaluate", "b", "base") == path(plan, "x", "evaluate", "b", "base")
+    assert path(plan, "x.bare", "train") == "results/x.bare/train/model"  # other pairs, so another model
+
+
+def test_a_longer_query_leaves_the_texts_vectors_alone(plan: Plan) -> None:
+    assert path(plan, "x.longer", "embed", "base", TRAIN, "texts-00-of-02").startswith("results/x/")
+    assert path(plan, "x.longer", "embed", "base", TRAIN, "queries").startswith("results/x.longer/")
+    assert path(plan, "x.longer", "mine").startswith("results/x.longer/")
+
+
+def test_a_second_round_mines_with_the_tuned_model(plan: Plan) -> None:
+    node = Node("x.again", "embed", ("miner", TRAIN, "queries"))
+    assert plan.settings(node)["embedder"]["model"] == "results/x.hot/train/model"
+    assert Node("x.hot", "train") in plan.parents(node)
+    assert path(plan, "x.again", "mine") == "results/x.again/mine/pairs.parquet"
+
+
+def test_stages_that_are_off_have_no_targets(plan: Plan) -> None:
+    rules = {node.rule for node in plan.reported("x.bare")}
+    assert not rules & {"merge", "score", "fit"}
+    assert plan.models("x.bare") == ["base", "tuned"]
+    assert plan.pairs("x.bare").rule == "mine"
+
+
+def test_rules_get_their_own_settings_only(plan: Plan) -> None:
+    assert set(plan.settings(Node("x", "mine"))) == {"settings", "seed"}
+    embed = plan.settings(Node("x", "embed", ("base", TRAIN, "queries")))
+    assert not [key for key in embed["embedder"] if key.startswith("passage_")]
+    assert "temperature" not in str(plan.settings(Node("x", "score")))
+
+
+def test_the_seed_reaches_what_draws(plan: Plan) -> None:
+    other = Plan(load(RAW | {"seed": 1}))
+    for rule in ("ingest", "mine", "fit", "train", "metrics"):
+        labels = ()
+        assert plan.key(Node("x", rule, labels)) != other.key(Node("x", rule, labels)), rule

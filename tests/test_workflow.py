@@ -1,0 +1,239 @@
+"""The workflow as users run it: whole runs, second runs, edits, mistakes and failures, with real Snakemake."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tiny import WORDS, tiny_bert
+
+from retune import tables
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = {
+    "name": "toy",
+    "embedder": {"model": "model"},
+    "ingest": {"train": "data/train.jsonl", "dev_fraction": 0.1},
+    "embed": {"shards": 2},
+    "mine": {"range_for_sampling": "1-20", "negative_number": 3},
+    "train": {
+        "train_group_size": 3,
+        "temperature": 0.05,
+        "args": {"per_device_train_batch_size": 8, "num_train_epochs": 2, "learning_rate": 1e-3, "logging_steps": 1},
+    },
+    "evaluate": {"benchmarks": {"held": {"path": "data/held"}}, "k": 20, "cutoffs": [1, 10]},
+    "variants": {
+        "teacher": {
+            "reranker": {"model": "model", "max_length": 48, "fit": {"train_group_size": 3}},
+            "train": {"knowledge_distillation": True},
+        }
+    },
+}
+
+
+def jsonl(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def snakemake(project: Path, *args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "toy.yaml", *args]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
+
+
+def planned(project: Path, *args: str) -> set[str]:
+    """Rules that a dry run would run."""
+    done = snakemake(project, "--dry-run", *args)
+    assert done.returncode == 0, done.stderr
+    stats = re.search(r"job +count\n[- ]+\n(.*?)\ntotal", done.stdout + done.stderr, re.S)
+    return {line.split()[0] for line in stats[1].splitlines()} - {"all"} if stats else set()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project beside a tiny model and tiny data, run once from end to end."""
+    project = tmp_path_factory.mktemp("project")
+    for name in ("retune", "workflow", "profiles", "envs"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", project)
+    tiny_bert(project / "model")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(6, 20))) for _ in range(80)]
+    rows = [{"query": " ".join(text.split()[:4]), "pos": [text], "neg": []} for text in texts]
+    jsonl(project / "data/train.jsonl", rows[:50])
+    jsonl(project / "data/held/corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": t} for i, t in enumerate(texts)])
+    jsonl(project / "data/held/queries.jsonl", [{"_id": f"q{i}", "text": rows[i]["query"]} for i in range(50, 80)])
+    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(50, 80))
+    (project / "data/held/qrels").mkdir()
+    (project / "data/held/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    (project / "toy.yaml").write_text(yaml.safe_dump(CONFIG))
+    done = snakemake(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """The finished project, to be changed by a test; times are kept, so that nothing looks new."""
+    copy = tmp_path / "project"
+    shutil.copytree(finished, copy, symlinks=True)
+    return copy
+
+
+def test_every_artifact_of_the_contract_is_there(finished: Path) -> None:
+    files = [
+        "config.yaml",
+        "ingest/texts.parquet",
+        "ingest/queries.parquet",
+        "ingest/pairs.parquet",
+        "ingest/rejected.parquet",
+        "split/lengths.parquet",
+        "split/bins.parquet",
+        "embed/base/queries.parquet",
+        "embed/base/texts-00-of-02.parquet",
+        "embed/base/texts-01-of-02.parquet",
+        "mine/pairs.parquet",
+        "train/model/model.safetensors",
+        "train/history.parquet",
+        "merge/model/model.safetensors",
+        "evaluate/held/base.run.parquet",
+        "evaluate/held/tuned.run.parquet",
+        "evaluate/held/merged.run.parquet",
+        "evaluate/metrics.parquet",
+        "report/index.html",
+    ]
+    missing = [file for file in files if not (finished / "results/toy" / file).is_file()]
+    assert missing == []
+    assert not (finished / "results/toy/train/.state").exists()
+    costs = {path.name for path in (finished / "benchmarks/toy").iterdir()}
+    assert {"mine.tsv", "train.tsv", "embed.base.queries.tsv"} <= costs
+
+
+def test_a_variant_has_only_what_is_its_own(finished: Path) -> None:
+    own = {path.name for path in (finished / "results/toy.teacher").iterdir()}
+    assert own == {"config.yaml", "score", "train", "embed", "merge", "evaluate", "report"}
+    assert sorted(path.name for path in (finished / "results/toy.teacher/embed").iterdir()) == ["merged", "tuned"]
+    scored = tables.read(finished / "results/toy.teacher/score/pairs.parquet", "pairs")
+    assert scored["score"].null_count == 0
+    assert len(scored) == tables.n_rows(finished / "results/toy/mine/pairs.parquet")
+
+
+def test_metrics_hold_every_model(finished: Path) -> None:
+    found = tables.read(finished / "results/toy.teacher/evaluate/metrics.parquet", "metrics").to_pylist()
+    means = {(row["model"], row["measure"], row["cutoff"]): row["value"] for row in found if row["query_id"] is None}
+    assert {model for model, _, _ in means} == {"base", "tuned", "merged"}
+    assert means["tuned", "MRR", 10] > means["base", "MRR", 10]
+
+
+def test_the_tuned_model_loads_in_sentence_transformers(finished: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from retune.model.embedder import Embedder
+
+    for folder in ("results/toy/train/model", "results/toy/merge/model"):
+        theirs = SentenceTransformer(str(finished / folder), device="cpu").encode(WORDS[:5])
+        ours = Embedder.load(finished / folder).encode_passages(WORDS[:5])
+        assert np.abs(theirs - ours).max() < 1e-5
+
+
+def test_a_second_run_plans_nothing(finished: Path) -> None:
+    done = snakemake(finished, "--dry-run")
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+
+
+AFTER_TRAIN = {"train", "merge", "embed_benchmark", "evaluate", "metrics", "report"}
+
+
+@pytest.mark.parametrize(
+    ("file", "rules"),
+    [
+        ("retune/objective/losses.py", AFTER_TRAIN | {"fit", "score"}),  # the teacher's training uses them too
+        ("retune/objective/recipe.py", AFTER_TRAIN),
+        ("retune/stages/mine.py", AFTER_TRAIN | {"mine", "fit", "score"}),
+        ("retune/stages/metrics.py", {"metrics", "report"}),
+        ("retune/config.py", set()),
+    ],
+)
+def test_an_edit_reruns_what_it_reaches(project: Path, file: str, rules: set[str]) -> None:
+    path = project / file
+    path.write_text(path.read_text() + "\nEDITED = True\n")
+    assert planned(project) == rules
+
+
+def test_a_comment_reruns_nothing(project: Path) -> None:
+    for file in ("retune/stages/mine.py", "retune/tables.py", "workflow/scripts/train.py"):
+        (project / file).write_text((project / file).read_text() + "\n# a comment\n")
+    assert planned(project) == set()
+
+
+def test_a_setting_reruns_its_stage_and_what_follows(project: Path) -> None:
+    config = CONFIG | {"train": CONFIG["train"] | {"temperature": 0.1}, "variants": {}}
+    (project / "toy.yaml").write_text(yaml.safe_dump(config))
+    assert planned(project) == AFTER_TRAIN | {"config"}
+    (project / "toy.yaml").write_text(yaml.safe_dump(CONFIG | {"report": {"examples": 3}, "variants": {}}))
+    assert planned(project) == {"config", "report"}
+
+
+def test_a_touched_input_reruns_nothing(project: Path) -> None:
+    for file in ("data/train.jsonl", "data/held/corpus.jsonl", "model/model.safetensors", "workflow/scripts/mine.py"):
+        (project / file).touch()
+    assert planned(project) == set()
+
+
+def test_changed_data_reruns_all_that_reads_it(project: Path) -> None:
+    with open(project / "data/train.jsonl", "a") as file:
+        file.write(json.dumps({"query": "bar bast", "pos": ["bar bast cor dist"]}) + "\n")
+    found = planned(project)
+    assert {"ingest", "split", "embed", "mine", "train", "report"} <= found and "benchmark" not in found
+
+
+def test_mistakes_in_the_config_are_lines_without_a_traceback(project: Path) -> None:
+    (project / "toy.yaml").write_text(
+        "name: toy\nembedder: {model: model, pooling: max}\ningest: {train: data/train.jsonl, dev_fraction: 2}\n"
+        "mine: {negative_nmber: 3}\ntrain: {learning_rate: 1, args: {lerning_rate: 1}}\n"
+    )
+    done = snakemake(project, "--dry-run")
+    shown = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("toy.yaml:")]
+    assert done.returncode != 0 and len(shown) == 5
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_bad_row_stops_the_run_with_its_line_and_the_log(project: Path) -> None:
+    before = (project / "results/toy/ingest/pairs.parquet").read_bytes()
+    with open(project / "data/train.jsonl", "a") as file:
+        file.write(json.dumps({"query": "bar", "pos": "cor"}) + "\n")
+    done = snakemake(project)
+    shown = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "train.jsonl:51: pos: expected a list of strings, found a string" in shown
+    assert "logs/toy/ingest.log" in shown and "Traceback" not in shown
+    assert (
+        not (project / "results/toy/ingest/pairs.parquet").exists()
+        or (project / "results/toy/ingest/pairs.parquet").read_bytes() == before
+    )
+
+
+def test_a_missing_file_is_named(project: Path) -> None:
+    config = CONFIG | {"ingest": {"train": "data/none-*.jsonl"}}
+    (project / "toy.yaml").write_text(yaml.safe_dump(config))
+    done = snakemake(project, "--dry-run")
+    assert done.returncode != 0 and "data/none-*.jsonl" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_snakemakes_own_report(finished: Path, tmp_path: Path) -> None:
+    done = snakemake(finished, "--report", str(tmp_path / "report.zip"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.zip").stat().st_size > 10_000
+
+
+def test_lint_finds_nothing(finished: Path) -> None:
+    done = snakemake(finished, "--lint")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,222 @@
+"""What each rule of a run reads, gets and runs: the plan, asked with a job's wildcards.
+
+The rules hold no logic; it is here, where it can be tested.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from retune.data.files import expand
+from retune.experiment import ConfigError, load
+from retune.fingerprint import fingerprint
+from retune.plan import TRAIN, Node, Plan
+from retune.runtime import UserError
+
+SCRIPTS = Path(__file__).resolve().parent / "scripts"
+
+
+def wire(config: Mapping[str, Any], files: Iterable[Any]) -> Wiring:
+    """The wiring of a config; a config with mistakes ends the process with one line for each."""
+    shown = [os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else str(file) for file in files]
+    try:
+        wiring = Wiring(Plan(load(config, shown)))
+        wiring.check_files()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
+    return wiring
+
+
+def code(script: str) -> str:
+    """Fingerprint of a rule's script and of the library modules that it reaches."""
+    return fingerprint(SCRIPTS / f"{script}.py")
+
+
+class Wiring:
+    """Functions of wildcards, for the rules of one experiment."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        names = [name for run in plan.runs for name in plan.benchmarks(run)]
+        self.runs = "|".join(map(re.escape, plan.runs))
+        self.benchmarks = "|".join(map(re.escape, dict.fromkeys(names))) or "none"
+        self.environment = f"../../envs/{plan.config(plan.main).environment}.yaml"
+
+    # ---- any rule -------------------------------------------------------------------------------
+
+    def targets(self) -> list[str]:
+        return [self.plan.path(node) for node in self.plan.targets()]
+
+    def settings(self, rule: str, *labels: str) -> Callable[[Any], dict[str, Any]]:
+        """The config values of a job's artifact; a label is the name of a wildcard, or stands for itself."""
+        return lambda wildcards: self.plan.settings(
+            Node(wildcards.run, rule, tuple(getattr(wildcards, label, label) for label in labels))
+        )
+
+    def made(self, rule: str, file: str = "") -> Callable[[Any], str]:
+        """Path of another artifact of the same run."""
+        return lambda wildcards: self.plan.path(Node(wildcards.run, rule), file)
+
+    # ---- files that users bring -----------------------------------------------------------------
+
+    def check_files(self) -> None:
+        """Raise one UserError that names every path of the config which leads nowhere."""
+        problems = []
+        for run in self.plan.runs:
+            for key, patterns in self._raw(run).items():
+                try:
+                    _expand(patterns, key)
+                except UserError as error:
+                    problems.append(str(error))
+        if problems:
+            raise ConfigError(list(dict.fromkeys(problems)))
+
+    def _raw(self, run: str) -> dict[str, Sequence[str]]:
+        """Paths and patterns of raw files, by the key that names them."""
+        config = self.plan.config(run)
+        found = {f"ingest.train.{name}.path": dataset.files() for name, dataset in config.ingest.train.items()}
+        found["ingest.corpus"] = config.ingest.corpus
+        for name in self.plan.benchmarks(run):
+            found[f"evaluate.benchmarks.{name}"] = list(config.evaluate.benchmarks[name].files().values())
+        return found
+
+    def training_files(self, wildcards: Any) -> list[str]:
+        raw = {key: files for key, files in self._raw(wildcards.run).items() if key.startswith("ingest.")}
+        return [file for key, patterns in raw.items() for file in _expand(patterns, key)]
+
+    def benchmark_files(self, wildcards: Any) -> list[str]:
+        key = f"evaluate.benchmarks.{wildcards.benchmark}"
+        return _expand(self._raw(wildcards.run)[key], key)
+
+    # ---- models ---------------------------------------------------------------------------------
+
+    def model(self, label: str) -> Callable[[Any], list[str]]:
+        """What a job that loads a model must wait for; `label` may be the name of a wildcard."""
+
+        def files(wildcards: Any) -> list[str]:
+            name = getattr(wildcards, label, label)
+            node = self.plan.model_node(wildcards.run, name)
+            return [self.plan.path(node)] if node else weights(self.plan.embedder(wildcards.run, name)["model"])
+
+        return files
+
+    def encoder(self, wildcards: Any) -> list[str]:
+        """The checkpoint that a reranker's own training starts from."""
+        return weights(self.plan.config(wildcards.run).reranker.model)
+
+    def teacher(self, wildcards: Any) -> list[str]:
+        fitted = self.plan.config(wildcards.run).reranker.fit
+        return [self.plan.path(Node(wildcards.run, "fit"))] if fitted else self.encoder(wildcards)
+
+    def merged(self, wildcards: Any) -> list[str]:
+        found = []
+        for reference, node in self.plan.merge_models(wildcards.run):
+            found += [reference] if node else weights(reference)
+        return found
+
+    # ---- tables ---------------------------------------------------------------------------------
+
+    def embedded_table(self, wildcards: Any) -> str:
+        """The texts or queries that a part's vectors are made from."""
+        name = getattr(wildcards, "benchmark", None)
+        source = Node(wildcards.run, "benchmark", (name,)) if name else Node(wildcards.run, "ingest")
+        return self.plan.path(source, "queries.parquet" if wildcards.part == "queries" else "texts.parquet")
+
+    def mined_vectors(self, wildcards: Any) -> list[str]:
+        label = self.plan.miner(wildcards.run)
+        return [self.plan.path(Node(wildcards.run, "embed", (label, TRAIN, p))) for p in self.plan.parts(wildcards.run)]
+
+    def mined_lengths(self, wildcards: Any) -> list[str]:
+        if self.plan.config(wildcards.run).mine.pool != "bin":
+            return []
+        return [self.plan.path(Node(wildcards.run, "split"), file) for file in ("lengths.parquet", "bins.parquet")]
+
+    def unscored_pairs(self, wildcards: Any) -> str:
+        return self.plan.path(Node(wildcards.run, "mine" if self.plan.config(wildcards.run).mine else "ingest"))
+
+    def pairs(self, wildcards: Any) -> str:
+        return self.plan.path(self.plan.pairs(wildcards.run))
+
+    def bins(self, wildcards: Any) -> str | list[str]:
+        limited = self.plan.config(wildcards.run).split.drop_longer_than
+        return self.plan.path(Node(wildcards.run, "split"), "bins.parquet") if limited else []
+
+    def benchmark_vectors(self, wildcards: Any) -> list[str]:
+        labels = (wildcards.model, wildcards.benchmark)
+        return [self.plan.path(Node(wildcards.run, "embed", (*labels, p))) for p in self.plan.parts(wildcards.run)]
+
+    def judged_runs(self, wildcards: Any) -> dict[str, dict[str, str]]:
+        """{benchmark: {model: path of its run}}."""
+        run = wildcards.run
+        return {
+            name: {model: self.plan.path(Node(run, "evaluate", (name, model))) for model in self.plan.models(run)}
+            for name in self.plan.benchmarks(run)
+        }
+
+    def benchmark_tables(self, wildcards: Any) -> dict[str, dict[str, str]]:
+        """{benchmark: {table: path}}."""
+        return {
+            name: {
+                table: self.plan.path(Node(wildcards.run, "benchmark", (name,)), f"{table}.parquet")
+                for table in ("texts", "queries", "pairs")
+            }
+            for name in self.plan.benchmarks(wildcards.run)
+        }
+
+    def judged_files(self, wildcards: Any) -> list[str]:
+        return [*_paths(self.judged_runs(wildcards)), *_paths(self.benchmark_tables(wildcards))]
+
+    # ---- report ---------------------------------------------------------------------------------
+
+    def reported(self, wildcards: Any) -> dict[str, Any]:
+        """What the report reads, by name; what the config switches off is absent."""
+        plan, run = self.plan, wildcards.run
+        config = plan.config(run)
+        found: dict[str, Any] = {
+            name: plan.path(Node(run, "ingest"), f"{name}.parquet") for name in ("texts", "queries", "rejected")
+        }
+        found |= {name: plan.path(Node(run, "split"), f"{name}.parquet") for name in ("lengths", "bins")}
+        found |= {"pairs": plan.path(plan.pairs(run)), "config": plan.path(Node(run, "config"))}
+        if config.train:
+            found["history"] = plan.path(Node(run, "train"), "history.parquet")
+        if config.score and config.reranker.fit:
+            found["teacher_history"] = plan.path(Node(run, "fit"), "history.parquet")
+        if plan.benchmarks(run):
+            found |= {"metrics": plan.path(Node(run, "metrics")), "runs": self.judged_runs(wildcards)}
+            found["benchmarks"] = self.benchmark_tables(wildcards)
+        others = [other for other in plan.runs if other != run and plan.benchmarks(other)]
+        return found | {"variants": {other: plan.path(Node(other, "metrics")) for other in others}}
+
+    def reported_files(self, wildcards: Any) -> list[str]:
+        merged = [self.plan.path(Node(wildcards.run, "merge"))] if self.plan.config(wildcards.run).merge else []
+        return _paths(self.reported(wildcards)) + merged
+
+    def costs(self, wildcards: Any) -> list[str]:
+        """Folders of what the jobs cost: the main run's, whose stages are shared, and the run's own."""
+        return list(dict.fromkeys(f"benchmarks/{run}" for run in (self.plan.main, wildcards.run)))
+
+
+def weights(reference: str) -> list[str]:
+    """The files of a model which lies in a folder here, so that a new model there is noticed."""
+    folder = Path(reference).expanduser()
+    if ":" in reference or not folder.is_dir():
+        return []
+    return sorted(str(file) for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json"))
+
+
+def _expand(patterns: Sequence[str], key: str) -> list[str]:
+    """Files behind patterns; one that a rule makes, under results/, need not be there yet."""
+    produced = [pattern for pattern in patterns if pattern.startswith("results/")]
+    brought = [pattern for pattern in patterns if pattern not in produced]
+    return produced + [str(file) for file in (expand(brought, key) if brought else [])]
+
+
+def _paths(value: Any) -> list[str]:
+    """All paths of a nested mapping, in order."""
+    return [path for item in value.values() for path in _paths(item)] if isinstance(value, dict) else [value]
