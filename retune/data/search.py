@@ -52,7 +52,7 @@ def same_model(queries: Path | str, shards: Sequence[Path | str]) -> None:
         for key in IDENTITY:
             if found.get(key) != wanted.get(key):
                 raise UserError(
-                    f"{shard}: embedded with {key} {found.get(key)}, but {queries} with {wanted.get(key)}; "
+                    f"{shard}: embedded by {key} {found.get(key)}, but {queries} by {wanted.get(key)}; "
                     "delete the older and run again"
                 )
 
