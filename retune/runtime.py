@@ -64,13 +64,23 @@ def start_job(log_file: str, threads: int) -> None:
     sys.excepthook = lambda kind, error, trace: report_and_exit_code(error)
 
 
+class _Lines:
+    """Standard error for a progress bar in a log: each state is a line, instead of painted over the last."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            print(text, file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress(total: int | None, what: str, unit: str) -> tqdm:
     """A progress bar on a terminal; in a log file a line every ten seconds."""
-    live = sys.stderr.isatty()
-    return tqdm(
-        total=total, desc=what, unit=f" {unit}", unit_scale=True, mininterval=0.2 if live else 10, ascii=not live,
-        dynamic_ncols=live, leave=True,
-    )  # fmt: skip
+    options = {"total": total, "desc": what, "unit": f" {unit}", "unit_scale": True}
+    if sys.stderr.isatty():
+        return tqdm(**options, mininterval=0.2, dynamic_ncols=True)
+    return tqdm(**options, mininterval=10, ascii=True, ncols=100, file=_Lines(), delay=1)
 
 
 @contextlib.contextmanager

@@ -220,6 +220,18 @@ def test_a_bad_row_stops_the_run_with_its_line_and_the_log(project: Path) -> Non
     )
 
 
+def test_a_failed_training_leaves_the_earlier_model(project: Path) -> None:
+    before = (project / "results/toy/train/model/model.safetensors").read_bytes()
+    args = CONFIG["train"]["args"] | {"learning_rate": 1e30}
+    config = CONFIG | {"train": CONFIG["train"] | {"args": args}, "variants": {}}
+    (project / "toy.yaml").write_text(yaml.safe_dump(config))
+    done = snakemake(project, "--until", "train")
+    shown = done.stdout + done.stderr
+    assert done.returncode != 0 and "the loss is nan at step" in shown and "data/train.jsonl:" in shown
+    assert (project / "results/toy/train/model/model.safetensors").read_bytes() == before
+    assert "train" in planned(project)  # the kept model is not taken for the new one
+
+
 def test_a_missing_file_is_named(project: Path) -> None:
     config = CONFIG | {"ingest": {"train": "data/none-*.jsonl"}}
     (project / "toy.yaml").write_text(yaml.safe_dump(config))

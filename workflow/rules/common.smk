@@ -2,6 +2,8 @@
 
 WIRING = wire(config, workflow.overwrite_configfiles or workflow.configfiles)
 ENVIRONMENT = WIRING.environment
+# Two such jobs run side by side: one loads while the other computes.
+HALF = max(1, (workflow.cores or 2) // 2)
 
 
 wildcard_constraints:

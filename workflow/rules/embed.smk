@@ -8,6 +8,7 @@ rule embed:
         "logs/{run}/embed.{model}.{part}.log",
     benchmark:
         "benchmarks/{run}/embed.{model}.{part}.tsv"
+    threads: HALF
     conda:
         ENVIRONMENT
     params:
