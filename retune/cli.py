@@ -60,8 +60,11 @@ def summary(args: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "check": (check, "config"), "schema": (schema, None), "reference": (reference, None), "summary": (summary, "folder"),
-}  # fmt: skip
+    "check": (check, "config"),
+    "schema": (schema, None),
+    "reference": (reference, None),
+    "summary": (summary, "folder"),
+}
 OPERANDS = {"config": "YAML file", "folder": "folder of a run, such as results/demo"}
 
 

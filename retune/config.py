@@ -151,7 +151,7 @@ class DatasetConfig(Section):
     path: Paths
     """Files, folders or globs of JSONL (plain, .gz, .zst) or Parquet; for `beir` its folders."""
     format: Literal["rows", "beir"] = "rows"
-    """`rows`: {query, pos, neg}; `beir`: queries.jsonl, corpus.jsonl, qrels/<split>.tsv, whose judgments become pairs."""
+    """`rows`: {query, pos, neg}; `beir`: a folder whose judgments, qrels/<split>.tsv, become pairs."""
     split: str = "train"
     """Names the judgments of a BEIR folder."""
     prompt: str | None = None

@@ -8,9 +8,9 @@ rule embed:
         "logs/{run}/embed.{model}.{part}.log",
     benchmark:
         "benchmarks/{run}/embed.{model}.{part}.tsv"
-    threads: HALF
     conda:
         ENVIRONMENT
+    threads: HALF
     params:
         settings=WIRING.settings("embed", "model", TRAIN, "part"),
         part="{part}",
