@@ -112,6 +112,8 @@ class FitConfig(Section):
     """Train on at most so many queries, drawn with the seed."""
     train_group_size: Annotated[int, Field(ge=2)] = 8
     """Passages of a group: one positive, the others negatives."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout during training; the checkpoint's own where not given."""
     args: TrainingArgs = Field(default_factory=dict)
     """Any `transformers.TrainingArguments`."""
 
@@ -274,6 +276,8 @@ class TrainConfig(Section):
     """`kl_div`: soft cross-entropy with the teacher on the group, plus InfoNCE."""
     max_tokens_per_batch: Annotated[int, Field(ge=16)] | None = None
     """Padded tokens of one forward pass; a training batch is cut into such chunks, sorted by length."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout during training; the checkpoint's own where not given. 0 is a fifth faster on a CPU."""
     nproc_per_node: Annotated[int, Field(ge=1)] = 1
     """Processes of torchrun; 1 needs no process group."""
     args: TrainingArgs = Field(default_factory=dict)

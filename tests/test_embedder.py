@@ -13,6 +13,7 @@ from tiny import some_texts, tiny_bert
 from transformers import T5Config, T5Model
 
 from retune.config import EmbedderConfig
+from retune.model.backbone import set_dropout
 from retune.model.embedder import Embedder
 from retune.model.pooling import POOLINGS
 from retune.model.prompts import Prompt
@@ -241,3 +242,14 @@ def test_an_encoder_decoder_and_an_unknown_kind_are_refused(tmp_path):
 def test_float16_on_a_cpu_is_refused(model):
     with pytest.raises(UserError, match="float16 does not work on a CPU"):
         load(model, dtype="float16")
+
+
+def test_dropout_is_set_for_training_and_not_saved(tmp_path: Path) -> None:
+    model = Embedder.load(tiny_bert(tmp_path / "model", dropout=0.5)).train()
+    ids = torch.tensor([[2, 7, 8, 9, 3]])
+    assert not torch.equal(model(ids), model(ids))
+    set_dropout(model, 0.0)
+    assert torch.equal(model(ids), model(ids))
+    model.save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved/config.json").read_text())
+    assert saved["hidden_dropout_prob"] == saved["attention_probs_dropout_prob"] == 0.5

@@ -51,6 +51,16 @@ def load_backbone(folder: Path, dtype: torch.dtype, trust_remote_code: bool = Fa
     return model
 
 
+def set_dropout(model: torch.nn.Module, share: float) -> None:
+    """Drop `share` of the activations during training; what the checkpoint's config says stays as it is."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+        for name, value in vars(module).items():  # attention layers keep theirs as a number
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, share)
+
+
 def load_classifier(
     folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, fresh: bool = False
 ) -> torch.nn.Module:

@@ -13,6 +13,7 @@ import numpy as np
 from retune.config import RerankerConfig
 from retune.data import candidates
 from retune.data.batches import Chunker, GroupDataset, RerankerCollate
+from retune.model.backbone import set_dropout
 from retune.model.checkpoint import resolve
 from retune.model.reranker import Reranker
 from retune.runtime import timed
@@ -44,6 +45,8 @@ def fit(
     folder = resolve(reranker.model, reranker.revision, reranker.sha256)
     claim(places.state, run_key(chosen, [texts, queries, pairs], folder, __file__))
     model = Reranker.start(reranker, seed, arguments.device)
+    if settings.dropout is not None:
+        set_dropout(model, settings.dropout)
     with timed("tokenising"):
         collate = RerankerCollate(_chunker(model, data, texts, arguments.bf16 or arguments.fp16))
     data_seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed

@@ -53,6 +53,7 @@ def _train(
 
     from retune.data import candidates
     from retune.data.batches import GroupDataset
+    from retune.model.backbone import set_dropout
     from retune.model.checkpoint import resolve
     from retune.model.embedder import Embedder
     from retune.training.arguments import training_arguments
@@ -71,6 +72,8 @@ def _train(
     chosen |= {"drop_longer_than": drop_longer_than, "processes": arguments.world_size}
     claim(places.state, run_key(chosen, list(files.values()), folder, __file__))
     model = Embedder.load(embedder, torch.float32, arguments.device)
+    if settings.dropout is not None:
+        set_dropout(model, settings.dropout)
     with timed("tokenising"):
         collate = _collate(model, data, files["texts"], settings, arguments.bf16 or arguments.fp16)
     data_seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
