@@ -339,6 +339,14 @@ def test_beir_benchmarks(tmp_path, name, counts):
     assert found == set(judged.iter_rows())
 
 
+def test_a_large_dev_fraction_leaves_something_to_train_on() -> None:
+    for sizes, fraction in (([1, 1], 0.75), ([3, 1], 0.9), ([1, 2, 3], 0.99)):
+        groups = np.repeat(np.arange(len(sizes)), sizes)
+        for seed in range(5):
+            dev = choose_dev(groups, fraction, seed)
+            assert 0 < dev.sum() < len(dev)
+
+
 def test_a_beir_folder_is_training_data(tmp_path: Path) -> None:
     folder = tmp_path / "beir"
     (folder / "qrels").mkdir(parents=True)

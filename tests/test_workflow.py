@@ -118,7 +118,7 @@ def test_every_artifact_of_the_contract_is_there(finished: Path) -> None:
 
 def test_a_variant_has_only_what_is_its_own(finished: Path) -> None:
     own = {path.name for path in (finished / "results/toy.teacher").iterdir()}
-    assert own == {"config.yaml", "score", "train", "embed", "merge", "evaluate", "report"}
+    assert own == {".kept", "config.yaml", "score", "train", "embed", "merge", "evaluate", "report"}
     assert sorted(path.name for path in (finished / "results/toy.teacher/embed").iterdir()) == ["merged", "tuned"]
     scored = tables.read(finished / "results/toy.teacher/score/pairs.parquet", "pairs")
     assert scored["score"].null_count == 0
@@ -214,13 +214,17 @@ def test_a_bad_row_stops_the_run_with_its_line_and_the_log(project: Path) -> Non
     assert done.returncode != 0
     assert "train.jsonl:51: pos: expected a list of strings, found a string" in shown
     assert "logs/toy/ingest.log" in shown and "Traceback" not in shown
-    assert (
-        not (project / "results/toy/ingest/pairs.parquet").exists()
-        or (project / "results/toy/ingest/pairs.parquet").read_bytes() == before
-    )
+    assert not (project / "results/toy/ingest/pairs.parquet").exists()  # nothing that looks finished
+    assert (project / "results/toy/.kept/ingest/pairs.parquet").read_bytes() == before  # and nothing lost
+    assert "results/toy/.kept/ingest/pairs.parquet" in shown
+    config = CONFIG | {"ingest": CONFIG["ingest"] | {"on_bad_row": "skip"}}
+    (project / "toy.yaml").write_text(yaml.safe_dump(config))
+    assert snakemake(project, "--until", "ingest").returncode == 0
+    rejected = tables.read(project / "results/toy/ingest/rejected.parquet", "rejected").to_pylist()
+    assert [row["source"] for row in rejected] == ["data/train.jsonl:51"]
 
 
-def test_a_failed_training_leaves_the_earlier_model(project: Path) -> None:
+def test_a_failed_training_loses_nothing_and_passes_for_nothing(project: Path) -> None:
     before = (project / "results/toy/train/model/model.safetensors").read_bytes()
     args = CONFIG["train"]["args"] | {"learning_rate": 1e30}
     config = CONFIG | {"train": CONFIG["train"] | {"args": args}, "variants": {}}
@@ -228,7 +232,7 @@ def test_a_failed_training_leaves_the_earlier_model(project: Path) -> None:
     done = snakemake(project, "--until", "train")
     shown = done.stdout + done.stderr
     assert done.returncode != 0 and "the loss is nan at step" in shown and "data/train.jsonl:" in shown
-    assert (project / "results/toy/train/model/model.safetensors").read_bytes() == before
+    assert (project / "results/toy/.kept/train/model/model.safetensors").read_bytes() == before
     assert "train" in planned(project)  # the kept model is not taken for the new one
 
 

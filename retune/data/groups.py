@@ -64,7 +64,7 @@ def choose_dev(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     sizes = np.bincount(groups) if len(groups) else np.zeros(0, dtype=np.int64)
     if fraction <= 0 or len(sizes) < 2:
         return np.zeros(len(groups), dtype=bool)
-    room = max(1, round(fraction * len(groups)))
+    room = min(max(1, round(fraction * len(groups))), len(groups) - 1)  # something is left to train on
     order = np.random.default_rng([seed, len(groups)]).permutation(len(sizes))
     taken = np.zeros(len(sizes), dtype=bool)
     for group in order:

@@ -2,10 +2,10 @@ rule ingest:
     input:
         WIRING.training_files,
     output:
-        texts=update("results/{run}/ingest/texts.parquet"),
-        queries=update("results/{run}/ingest/queries.parquet"),
-        pairs=update("results/{run}/ingest/pairs.parquet"),
-        rejected=update("results/{run}/ingest/rejected.parquet"),
+        texts="results/{run}/ingest/texts.parquet",
+        queries="results/{run}/ingest/queries.parquet",
+        pairs="results/{run}/ingest/pairs.parquet",
+        rejected="results/{run}/ingest/rejected.parquet",
     log:
         "logs/{run}/ingest.log",
     benchmark:
@@ -23,9 +23,9 @@ rule benchmark:
     input:
         WIRING.benchmark_files,
     output:
-        texts=update("results/{run}/ingest/{benchmark}/texts.parquet"),
-        queries=update("results/{run}/ingest/{benchmark}/queries.parquet"),
-        pairs=update("results/{run}/ingest/{benchmark}/pairs.parquet"),
+        texts="results/{run}/ingest/{benchmark}/texts.parquet",
+        queries="results/{run}/ingest/{benchmark}/queries.parquet",
+        pairs="results/{run}/ingest/{benchmark}/pairs.parquet",
     log:
         "logs/{run}/ingest.{benchmark}.log",
     benchmark:

@@ -2,7 +2,7 @@ rule merge:
     input:
         WIRING.merged,
     output:
-        update(directory("results/{run}/merge/model")),
+        directory("results/{run}/merge/model"),
     log:
         "logs/{run}/merge.log",
     benchmark:

@@ -5,8 +5,8 @@ rule fit:
         pairs=WIRING.unscored_pairs,
         model=WIRING.encoder,
     output:
-        model=update(directory("results/{run}/score/reranker")),
-        history=update("results/{run}/score/history.parquet"),
+        model=directory("results/{run}/score/reranker"),
+        history="results/{run}/score/history.parquet",
     log:
         "logs/{run}/fit.log",
     benchmark:

@@ -6,8 +6,8 @@ rule train:
         bins=WIRING.bins,
         model=WIRING.model("base"),
     output:
-        model=update(directory("results/{run}/train/model")),
-        history=update("results/{run}/train/history.parquet"),
+        model=directory("results/{run}/train/model"),
+        history="results/{run}/train/history.parquet",
     log:
         "logs/{run}/train.log",
     benchmark:

@@ -3,7 +3,9 @@
 So a job needs nothing installed but the packages of its environment, also under `--sdm conda`.
 """
 
+import atexit
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +15,50 @@ os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (ROOT, os.environ.ge
 
 from retune.runtime import start_job
 
+KEPT = ".kept"
+
 
 def start(snakemake) -> None:
-    """Send output to the rule's log and keep to its threads; call it before anything heavy is imported."""
+    """Send output to the rule's log and keep to its threads; call it before anything heavy is imported.
+
+    Snakemake deletes the outputs of a job that is run again before it starts, and those of one that
+    fails.  So that no good result is lost, each is kept, by links that take no space, until
+    the next good one.
+    """
     start_job(snakemake.log[0], snakemake.threads)
+    outputs, show = [Path(path) for path in snakemake.output], sys.excepthook
+
+    def fail(*error) -> None:
+        atexit.unregister(keep)
+        show(*error)
+        if kept := [str(_kept(path)) for path in outputs if _kept(path).exists()]:
+            print("the last good result is kept in", ", ".join(kept), file=sys.stderr)
+
+    sys.excepthook = fail
+    atexit.register(keep, outputs)
+
+
+def keep(outputs: list[Path]) -> None:
+    """Link finished outputs into `results/<run>/.kept`, in place of the earlier ones."""
+    for path in outputs:
+        kept = _kept(path)
+        if kept.is_dir():
+            shutil.rmtree(kept)
+        kept.unlink(missing_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, kept, copy_function=_link)
+        elif path.exists():
+            _link(path, kept)
+
+
+def _kept(path: Path) -> Path:
+    run = Path(*path.parts[:2])  # results/<run>
+    return run / KEPT / path.relative_to(run)
+
+
+def _link(source, target) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
