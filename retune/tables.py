@@ -27,7 +27,7 @@ i8, i32, i64, f32, f64, text = pa.int8(), pa.int32(), pa.int64(), pa.float32(), 
 TABLES: dict[str, pa.Schema] = {
     # key: the passage's or query's own id in its source (a benchmark's `_id`)
     "texts": _schema(text_id=i64, text=text, key_=text),
-    # split is "train" or "dev", of a benchmark its own ("test"); source is `file:line` of the row that the query came from
+    # split is "train" or "dev", a benchmark's its own ("test"); source is `file:line` of the query's row
     "queries": _schema(
         query_id=i64, dataset=text, text=text, key_=text, prompt_=text, type_=text, in_batch_negatives=pa.bool_(),
         batch_size_=i32, split=text, source=text,
