@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retune.runtime import UserError, log, progress
+from retune.runtime import UserError, log
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,3 @@ def run(
         if bar is not None:
             bar.update(len(rows))
     return np.empty((0,), np.float32) if result is None else result
-
-
-def run_all(forward: Callable[..., Tensor], tokens: Tokens, what: str, unit: str, **options) -> np.ndarray:
-    """`run` with a progress bar of its own."""
-    with progress(len(tokens), what, unit) as bar:
-        return run(forward, tokens, bar=bar, **options)
