@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 DECIDING = {"torch": "torch", "transformers": "transformers", "faiss": "faiss-cpu", "peft": "peft"}
 # What these say reaches a stage as values, through its params.
-VALUES_ONLY = {"retune.config", "retune.experiment", "retune.plan", "retune.fingerprint"}
+VALUES_ONLY = {"retune.config", "retune.sections", "retune.experiment", "retune.plan", "retune.fingerprint"}
 
 
 def fingerprint(script: str | Path) -> str:
@@ -44,7 +44,7 @@ def _reach(file: Path, name: str, seen: dict[str, str], packages: set[str]) -> N
     for module in imports:
         if module.split(".")[0] in DECIDING:
             packages.add(module.split(".")[0])
-        elif module.split(".")[0] == "retune" and module not in VALUES_ONLY:
+        elif module.split(".")[0] == "retune" and ".".join(module.split(".")[:2]) not in VALUES_ONLY:
             base = ROOT.joinpath(*module.split(".")[1:])
             for found in (base.with_suffix(".py"), base / "__init__.py"):
                 if found.is_file():

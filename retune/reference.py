@@ -16,7 +16,7 @@ from retune.experiment import section_of
 HEAD = """# The config
 
 Every key, its default and what it does. Made by `retune reference` from the typed sections in
-`retune/config.py`, as `workflow/schemas/config.schema.json` is, which an editor can check against.
+`retune/sections/`, as `workflow/schemas/config.schema.json` is, which an editor can check against.
 `null` switches a stage off. `retune check mine.yaml` prints a config with all defaults filled in.
 """
 

@@ -1,0 +1,113 @@
+"""Sections on models: the embedder, and the reranker with its own training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from retune.sections.base import Section, Template, TrainingArgs, as_layers, as_list
+
+
+class EmbedderConfig(Section):
+    model: str
+    """A folder, a hub id, `package:<python package>` or `variant:<name>`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Checksum that the model's `model.safetensors` must have."""
+    family: Literal["encoder"] | None = None
+    """Kind of model; read from the checkpoint where not given."""
+    pooling: Literal["cls", "mean", "last_token"] | None = None
+    """How token vectors become one vector; read from the checkpoint where not given."""
+    normalize: bool | None = None
+    """Scale vectors to length 1; read from the checkpoint where not given."""
+    query_instruction: str | None = None
+    """Instruction of queries; read from the checkpoint's prompts where not given."""
+    query_instruction_format: Template = "{}{}"
+    """Where the instruction (first) and the query (second) go."""
+    passage_instruction: str | None = None
+    """Instruction of passages, likewise."""
+    passage_instruction_format: Template = "{}{}"
+    """Where the instruction (first) and the passage (second) go."""
+    query_max_length: Annotated[int, Field(ge=3)] | None = None
+    """Tokens, special ones included; the checkpoint's own limit where not given."""
+    passage_max_length: Annotated[int, Field(ge=3)] | None = None
+    """Likewise."""
+    truncate_dim: Annotated[int, Field(ge=1)] | None = None
+    """Keep the first so many dimensions of each vector (Matryoshka), then normalise."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 where the hardware has it, float32 elsewhere."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoint. Off unless you trust its authors."""
+
+
+class FitConfig(Section):
+    """Training of one's own cross-encoder, from an encoder, on the mined pairs."""
+
+    max_queries: Annotated[int, Field(ge=1)] | None = None
+    """Train on at most so many queries, drawn with the seed."""
+    train_group_size: Annotated[int, Field(ge=2)] = 8
+    """Passages of a group: one positive, the others negatives."""
+    loss: Literal["listwise", "pointwise"] = "listwise"
+    """`listwise`: cross entropy over a group; `pointwise`: binary cross entropy of each pair."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout during training; the checkpoint's own where not given."""
+    dev_queries: Annotated[int, Field(ge=1)] = 500
+    """Set-aside queries (ingest.dev_fraction) on which checkpoints are compared, at most."""
+    use_lora: bool = False
+    """Train low-rank adapters and the head only; they are folded into the saved model."""
+    lora_rank: Annotated[int, Field(ge=1)] = 32
+    """Rank of the adapters."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 64
+    """Adapters are scaled by lora_alpha / lora_rank."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout before the adapters."""
+    target_modules: Annotated[list[str], BeforeValidator(as_list)] | None = None
+    """Names of the linear layers that get adapters; all of them where not given."""
+    args: TrainingArgs = Field(default_factory=dict)
+    """Any `transformers.TrainingArguments`."""
+
+
+class RerankerConfig(Section):
+    model: str
+    """A folder, a hub id or `package:<python package>`; with `fit`, the encoder to start from."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Checksum that the model's `model.safetensors` must have."""
+    family: Literal[
+        "auto", "encoder-only-base", "decoder-only-base", "decoder-only-layerwise", "decoder-only-lightweight"
+    ] = "auto"
+    """How the model tells its score: a classifier's logit, or a language model's logit of "Yes"; `auto` asks the
+    checkpoint."""
+    peft_path: str | None = None
+    """LoRA adapters that are folded into the model."""
+    query_instruction: str | None = None
+    """Instruction of queries."""
+    query_instruction_format: Template = "{}{}"
+    """Where the instruction (first) and the query (second) go."""
+    passage_instruction: str | None = None
+    """Instruction of passages."""
+    passage_instruction_format: Template = "{}{}"
+    """Where the instruction (first) and the passage (second) go."""
+    max_length: Annotated[int, Field(ge=8)] = 512
+    """Tokens of query, passage and special tokens together; only the passage is cut beyond `query_max_length`."""
+    query_max_length: Annotated[int, Field(ge=3)] | None = None
+    """Tokens of the query; three quarters of `max_length` where not given."""
+    normalize: bool = False
+    """Sigmoid of the logit instead of the logit."""
+    prompt: str | None = None
+    """What a decoder is asked after query and passage; the family's own question where not given."""
+    cutoff_layers: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(as_layers)] | None = None
+    """Layers whose scores are read (layerwise and lightweight); with several, their mean."""
+    compress_ratio: Literal[1, 2, 4, 8] = 1
+    """Tokens that are merged into one (lightweight)."""
+    compress_layers: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(as_layers)] | None = None
+    """Layers after which tokens are merged (lightweight)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 where the hardware has it, float32 elsewhere."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoint. Off unless you trust its authors."""
+    fit: FitConfig | None = None
+    """Train this reranker first, from the encoder `model`, on the mined pairs."""
