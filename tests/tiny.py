@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -112,3 +115,62 @@ def some_texts(n: int, seed: int = 0, longest: int = 40) -> list[str]:
     """`n` texts of 1 to `longest` of the tokenizers' words."""
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, rng.integers(1, longest + 1))) for _ in range(n)]
+
+
+# ---- decoders -----------------------------------------------------------------------------------
+
+DECODERS = {
+    "gemma": {"head_dim": 16, "num_key_value_heads": 1},
+    "gemma2": {"head_dim": 16, "num_key_value_heads": 1, "query_pre_attn_scalar": 16, "sliding_window": 16},
+    "llama": {"num_key_value_heads": 2},
+    "qwen3": {"head_dim": 16, "num_key_value_heads": 1},
+}
+DECODER_SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2,
+    "max_position_embeddings": 512, "initializer_range": 0.3,
+}  # fmt: skip
+QWEN_SPLIT = (  # how Qwen's tokenizer cuts text before it merges bytes; a line break may stick to what is before it
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def byte_tokenizer(folder: str | Path, pad: str | None = "<pad>", bos: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with Qwen's rules, "Yes", "No", "yes", "no" and `?\\n` among its tokens."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    text = [f"{word} Yes No yes no?\nIs it {word}?\n" for word in WORDS] * 3
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    tokenizer.train_from_iterator(text, trainer)
+    for word in ("Yes", "No", "yes", "no", "?\n"):
+        assert len(tokenizer.encode(word).ids) == 1, word
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=512, pad_token=pad, bos_token="<bos>" if bos else None,
+        eos_token="<eos>", model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    fast.save_pretrained(folder)
+    return fast
+
+
+def tiny_decoder(folder: str | Path, kind: str, seed: int = 0, labels: int | None = None, **options) -> Path:
+    """A language model of four layers, one of `DECODERS`; with `labels`, a sequence classifier instead."""
+    fast = byte_tokenizer(folder)
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(fast), pad_token_id=fast.pad_token_id, bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id, **DECODER_SIZES, **DECODERS[kind] | options,
+    )  # fmt: skip
+    if labels is not None:
+        config.num_labels = labels
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        auto = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+        auto.from_config(config).save_pretrained(folder)
+    return Path(folder)

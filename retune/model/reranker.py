@@ -1,4 +1,4 @@
-"""The reranker: a backbone that reads query and passage together, with one logit as readout.
+"""The reranker: a backbone that reads query and passage together, and a readout that makes it one score.
 
 Pairs are put together from tokens: every distinct query and passage is tokenised once.
 """
@@ -14,30 +14,52 @@ from torch import Tensor
 
 from retune.config import RerankerConfig
 from retune.model import checkpoint, device, engine
-from retune.model.backbone import load_classifier, load_tokenizer
-from retune.model.engine import Tokenizer, Tokens, ragged
+from retune.model.backbone import load_tokenizer
+from retune.model.budget import TokenBudget, budget_for
+from retune.model.engine import Tokenizer, Tokens
+from retune.model.families import FAMILIES, Source, family
+from retune.model.frames import Frame
+from retune.model.fused import HEADS, Flat, Shortcut
 from retune.model.prompts import Prompt
 from retune.runtime import UserError, log
 
 
 class Reranker(torch.nn.Module):
-    """(query, passage) → logit, for sequence classifiers with one label (BERT, XLM-R and their kin)."""
+    """(query, passage) → score, for every family of `retune.model.families.FAMILIES`.
 
-    def __init__(self, backbone: torch.nn.Module, tokenizer, settings: RerankerConfig, limit: int | None) -> None:
+    Attributes:
+        family: its name. backbone: the model. frame: how a pair becomes tokens.
+        max_length, query_max_length: tokens of a pair and of a query, as the frame counts them.
+    """
+
+    def __init__(
+        self, name: str, backbone: torch.nn.Module, tokenizer: Tokenizer, frame: Frame, settings: RerankerConfig,
+        limit: int | None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone, self.settings = backbone, settings
-        self.tokenizer = Tokenizer(tokenizer)
-        self.pad_token_id = tokenizer.pad_token_id or 0
-        self.max_length = min(settings.max_length, limit or settings.max_length)
+        self.family, self.backbone, self.tokenizer, self.frame, self.settings = (
+            name,
+            backbone,
+            tokenizer,
+            frame,
+            settings,
+        )
+        self.pad_token_id = tokenizer.hf.pad_token_id or 0
+        self.max_length = min(settings.max_length, limit - frame.extra if limit else settings.max_length)
         if self.max_length < settings.max_length:
             log.warning("reranker.max_length: the model takes %d tokens at most", self.max_length)
-        self._frame, self._types = self._read_frame()
-        room = self.max_length - sum(len(ids) for ids, _ in self._frame)  # tokens for query and passage together
-        self.query_max_length = min(settings.query_max_length or self.max_length * 3 // 4, room)
-        if settings.query_max_length and settings.query_max_length > room:
-            log.warning("reranker.query_max_length: at most %d tokens fit max_length", room)
+        room = self.max_length + frame.extra - frame.size  # tokens for query and passage together
+        if room - frame.spared < 1:
+            raise UserError(f"reranker.max_length: the model's template alone has {frame.size} tokens")
+        self.query_max_length = min(settings.query_max_length or self.max_length * 3 // 4, room - frame.spared)
+        if settings.query_max_length and settings.query_max_length > self.query_max_length:
+            log.warning("reranker.query_max_length: at most %d tokens fit max_length", self.query_max_length)
+        self._budget: TokenBudget | None = None
+        self.shortcut = Shortcut()
         self.prompts = {
-            "query": Prompt(settings.query_instruction, settings.query_instruction_format),
+            "query": Prompt(
+                None if frame.instructed else settings.query_instruction, settings.query_instruction_format
+            ),
             "passage": Prompt(settings.passage_instruction, settings.passage_instruction_format),
         }
 
@@ -56,9 +78,9 @@ class Reranker(torch.nn.Module):
         folder = checkpoint.resolve(settings.model, settings.revision, settings.sha256)
         target = target or device.best_device()
         dtype = dtype or device.compute_dtype(settings.dtype, target)
-        backbone = load_classifier(folder, dtype, settings.trust_remote_code, fresh).to(target).eval()
-        limit = checkpoint.positions(folder)
-        return cls(backbone, load_tokenizer(folder, settings.trust_remote_code), settings, limit)
+        tokenizer = Tokenizer(load_tokenizer(folder, settings.trust_remote_code))
+        name, frame, backbone = family(Source(folder, tokenizer, settings, dtype, fresh))
+        return cls(name, backbone.to(target).eval(), tokenizer, frame, settings, checkpoint.positions(folder))
 
     @classmethod
     def start(cls, settings: RerankerConfig, seed: int, target: torch.device | None = None) -> Reranker:
@@ -76,70 +98,38 @@ class Reranker(torch.nn.Module):
         return next(self.backbone.parameters()).dtype
 
     def pieces(self, texts: Sequence[str], kind: str) -> Tokens:
-        """Ids of queries or passages without special tokens, the queries cut to their length."""
-        limit = self.query_max_length if kind == "query" else self.max_length
-        return self.tokenizer(self.prompts[kind].apply(texts), limit, special=False)
+        """Ids of queries or passages as they stand in a pair, the queries cut to their length."""
+        limit = self.query_max_length + self.frame.spared if kind == "query" else self.max_length
+        return self.frame.pieces(self.tokenizer, self.prompts[kind].apply(texts), kind, limit)
 
     def join(self, queries: Tokens, passages: Tokens, query_rows: np.ndarray, passage_rows: np.ndarray) -> Tokens:
         """Tokens of the pairs (query_rows[i], passage_rows[i]); the passage is cut where a pair is too long."""
-        frame, (query_type, passage_type) = self._frame, self._types or (0, 0)
-        sizes = [len(part) for part, _ in frame]
-        query_lengths = queries.lengths[query_rows]
-        room = np.maximum(self.max_length - sum(sizes) - query_lengths, 0)
-        passage_lengths = np.minimum(passages.lengths[passage_rows], room)
-        flat = np.concatenate([*(part for part, _ in frame), queries.ids, passages.ids]).astype(np.int32)
-        types = np.concatenate([
-            *(kinds for _, kinds in frame),
-            np.full(len(queries.ids), query_type), np.full(len(passages.ids), passage_type),
-        ]).astype(np.int8)  # fmt: skip
-        at = np.cumsum([0, *sizes])  # where prefix, middle, suffix, queries and passages begin in `flat`
-        n = len(query_rows)
-        starts = np.stack([
-            np.full(n, at[0]), at[3] + queries.offsets[query_rows], np.full(n, at[1]),
-            at[3] + len(queries.ids) + passages.offsets[passage_rows], np.full(n, at[2]),
-        ], 1)  # fmt: skip
-        lengths = np.stack(
-            [np.full(n, sizes[0]), query_lengths, np.full(n, sizes[1]), passage_lengths, np.full(n, sizes[2])], 1
-        )
-        where, _ = ragged(starts.ravel(), lengths.ravel())
-        offsets = np.concatenate([[0], np.cumsum(lengths.sum(1))])
-        return Tokens(flat[where], offsets, types[where] if self._types else None)
+        return self.frame.join(queries, passages, query_rows, passage_rows, self.max_length)
 
     def tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> Tokens:
         """Tokens of the pairs (queries[i], passages[i])."""
         rows = np.arange(len(queries))
         return self.join(self.pieces(queries, "query"), self.pieces(passages, "passage"), rows, rows)
 
-    def _read_frame(self) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[int, int] | None]:
-        """How the tokenizer joins two texts, read off an example.
-
-        Returns (ids, segments) of the special tokens before, between and after the texts, and the
-        segments of the two texts; None where the model has no segments.
-        """
-        if self.tokenizer.fast is None:
-            raise UserError(f"model {self.settings.model}: a reranker needs a fast tokenizer (tokenizer.json)")
-        encoded = self.tokenizer.hf("a", "b")
-        ids, of = np.array(encoded["input_ids"]), encoded.sequence_ids(0)
-        types = np.array(encoded.get("token_type_ids") or [0] * len(ids))
-        first = [i for i, s in enumerate(of) if s == 0]
-        second = [i for i, s in enumerate(of) if s == 1]
-        cuts = [(0, first[0]), (first[-1] + 1, second[0]), (second[-1] + 1, len(ids))]
-        kinds = (int(types[first[0]]), int(types[second[0]])) if "token_type_ids" in encoded else None
-        return [(ids[a:b], types[a:b]) for a, b in cuts], kinds
-
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """input_ids, attention_mask, token_type_ids int64 [B, L] → logits float32 [B]."""
-        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **segments).logits[:, 0].float()
+        """input_ids, attention_mask, token_type_ids int64 [B, L], padded on the right → scores float32 [B]."""
+        head = HEADS.get(type(self.backbone).__name__)
+        if head and (flat := self.shortcut.of(self.backbone.base_model, attention_mask)) is not None:
+            first = flat(Flat.of(input_ids, attention_mask, token_type_ids), first=True)  # [B, D]
+            return head(self.backbone, first.unsqueeze(1))[:, 0].float()
+        return FAMILIES[self.family].read(self.backbone, input_ids, attention_mask, token_type_ids)
 
     def scores(self, tokens: Tokens, max_tokens: int | None = None, bar=None) -> np.ndarray:
-        """Scores of tokenised pairs, float32 [n]: logits, or their sigmoids where `normalize` is set."""
-        logits = engine.run(
-            self, tokens, pad_id=self.pad_token_id, max_tokens=max_tokens or device.default_token_budget(self.device),
-            multiple=device.length_multiple(self.dtype, self.device), device=self.device, bar=bar,
-        )  # fmt: skip
+        """Scores of tokenised pairs, float32 [n]: as they are, or their sigmoids where `normalize` is set."""
+        if max_tokens is None and self._budget is None:
+            self._budget = budget_for(self.device, self.dtype)
+        with self.shortcut.settled(self.backbone.base_model):
+            logits = engine.run(
+                self, tokens, pad_id=self.pad_token_id, max_tokens=self._budget if max_tokens is None else max_tokens,
+                multiple=device.length_multiple(self.dtype, self.device), device=self.device, bar=bar,
+            )  # fmt: skip
         return np.exp(-np.logaddexp(0, -logits)) if self.settings.normalize else logits
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -147,8 +137,10 @@ class Reranker(torch.nn.Module):
         return self.scores(self.tokenize([query for query, _ in pairs], [passage for _, passage in pairs]))
 
     def save(self, folder: Path) -> None:
-        """Write weights and tokenizer so that `CrossEncoder(folder)` gives the same logits."""
-        # sentence-transformers reads the activation of its predictions from here
-        self.backbone.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
-        self.backbone.save_pretrained(folder)
+        """Write weights and tokenizer so that the same family, and for a classifier `CrossEncoder(folder)`, loads them.
+
+        Raises:
+            UserError: for a model that is read by layers, which is for scoring alone.
+        """
+        FAMILIES[self.family].save(self.backbone, folder)
         self.tokenizer.save(folder)

@@ -77,14 +77,17 @@ class RerankerConfig(Section):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Checksum that the model's `model.safetensors` must have."""
     family: Literal[
-        "auto", "encoder-only-base", "decoder-only-base", "decoder-only-layerwise", "decoder-only-lightweight"
-    ] = "auto"
-    """How the model tells its score: a classifier's logit, or a language model's logit of "Yes"; `auto` asks the
-    checkpoint."""
+        "auto", "encoder-only-base", "decoder-only-base", "decoder-only-layerwise", "decoder-only-lightweight",
+        "decoder-only-yes-no",
+    ] = "auto"  # fmt: skip
+    """How the model tells its score: a classifier's logit (`encoder-only-base`: bge-reranker-base and any CrossEncoder
+    with one label), a language model's logit of "Yes" (`decoder-only-base`), the same at chosen layers (`-layerwise`),
+    with tokens merged on the way (`-lightweight`), or the logit of "yes" less that of "no" (`-yes-no`:
+    Qwen3-Reranker); `auto` asks the checkpoint."""
     peft_path: str | None = None
-    """LoRA adapters that are folded into the model."""
+    """LoRA adapters, a folder or a hub id, that are folded into the model."""
     query_instruction: str | None = None
-    """Instruction of queries."""
+    """Instruction of queries; decoders read it after their `A: `, or where their chat template has its place."""
     query_instruction_format: Template = "{}{}"
     """Where the instruction (first) and the query (second) go."""
     passage_instruction: str | None = None
@@ -92,19 +95,23 @@ class RerankerConfig(Section):
     passage_instruction_format: Template = "{}{}"
     """Where the instruction (first) and the passage (second) go."""
     max_length: Annotated[int, Field(ge=8)] = 512
-    """Tokens of query, passage and special tokens together; only the passage is cut beyond `query_max_length`."""
+    """Tokens of query, passage and special tokens together; only the passage is cut beyond `query_max_length`. The
+    question that a decoder is asked comes on top; a chat template counts."""
     query_max_length: Annotated[int, Field(ge=3)] | None = None
     """Tokens of the query; three quarters of `max_length` where not given."""
     normalize: bool = False
-    """Sigmoid of the logit instead of the logit."""
+    """Sigmoid of the score instead of the score, as a CrossEncoder with that activation gives it; of
+    `decoder-only-yes-no` this is the probability of "yes"."""
     prompt: str | None = None
     """What a decoder is asked after query and passage; the family's own question where not given."""
-    cutoff_layers: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(as_layers)] | None = None
-    """Layers whose scores are read (layerwise and lightweight); with several, their mean."""
+    cutoff_layers: (
+        Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(as_layers), Field(min_length=1)] | None
+    ) = None
+    """Layers whose scores are read (layerwise and lightweight); with several, their mean; the last where not given."""
     compress_ratio: Literal[1, 2, 4, 8] = 1
-    """Tokens that are merged into one (lightweight)."""
+    """Passage tokens that are merged into one (lightweight)."""
     compress_layers: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(as_layers)] | None = None
-    """Layers after which tokens are merged (lightweight)."""
+    """Layers after which passage tokens are merged (lightweight); 8 where not given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 where the hardware has it, float32 elsewhere."""
     trust_remote_code: bool = False
