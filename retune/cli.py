@@ -1,8 +1,12 @@
-"""The command `retune`: looks at configs and results.  The pipeline itself is run by Snakemake."""
+"""The command `retune`: one stage on plain files, or a look at configs and results.
+
+The pipeline itself is run by Snakemake.  `retune COMMAND --help` shows a command's flags.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -59,13 +63,22 @@ def summary(args: argparse.Namespace) -> None:
             print(f"report: {run / 'report/index.html'}")
 
 
-COMMANDS = {
+LOOKS = {
     "check": (check, "config"),
     "schema": (schema, None),
     "reference": (reference, None),
     "summary": (summary, "folder"),
 }
 OPERANDS = {"config": "YAML file", "folder": "folder of a run, such as results/demo"}
+
+# Each is a module of `retune.commands` with FLAGS and run; none is imported before it is asked for.
+STAGES = {
+    "mine": "Rows {query, pos, …} with mined hard negatives.",
+    "score": "Rows {query, pos, neg, …} with a reranker's scores.",
+    "embed": "Vectors of queries or passages.",
+    "split": "Rows by the number of their tokens, a file a length bin.",
+}
+COMMANDS = {**{name: function.__doc__ for name, (function, _) in LOOKS.items()}, **STAGES}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +87,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"retune {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (function, operand) in COMMANDS.items():
+    for name, about in STAGES.items():
+        commands.add_parser(name, help=about, add_help=False)
+    for name, (function, operand) in LOOKS.items():
         sub = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
         if operand:
             sub.add_argument(operand, help=OPERANDS[operand])
@@ -82,14 +97,34 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def run_stage(name: str, argv: Sequence[str]) -> None:
+    """Run one stage on plain files.
+
+    Raises:
+        UserError: in the words of the command's flags.
+    """
+    from retune.commands.flags import parse
+
+    module = importlib.import_module(f"retune.commands.{name}")
+    given = parse(name, module.FLAGS, module.__doc__, argv)
+    try:
+        module.run(given)
+    except UserError as error:
+        raise UserError(given.in_flags(str(error))) from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     start_logging()
     try:
-        args.function(args)
+        if argv and argv[0] in STAGES:
+            run_stage(argv[0], argv[1:])
+        else:
+            args = parser().parse_args(argv)
+            args.function(args)
     except BrokenPipeError:
         return 0
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return report_and_exit_code(error)
     return 0
 

@@ -1,11 +1,12 @@
 """The command line: what it prints, and that mistakes are one line."""
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from retune.cli import main
+from retune.cli import COMMANDS, STAGES, main
 
 
 def test_check_prints_the_resolved_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,3 +46,25 @@ def test_missing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert "embedder" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert left.value.code == 0 and all(f"    {name} " in shown or f"    {name}\n" in shown for name in COMMANDS)
+
+
+def test_every_stage_is_a_module_with_flags() -> None:
+    for name in STAGES:
+        module = importlib.import_module(f"retune.commands.{name}")
+        assert module.FLAGS and callable(module.run) and module.__doc__
+
+
+def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retune.commands.mine.run", interrupted)
+    assert main(["mine", "--input_file", "a", "--output_file", "b"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
