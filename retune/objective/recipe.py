@@ -1,21 +1,29 @@
 """The training objective of an embedder: which passages count against a query, and the losses' sum.
 
 Scope says whose passages are negatives: those of the query's own `group`, of the process's whole
-`batch`, or of the batches of all processes, the `world`.  Distillation adds the teacher's
-distribution over the group to InfoNCE.
+`batch`, or of the batches of all processes, the `world`.  InfoNCE is over a query's passages, over a
+positive's queries, or the mean of both.  Distillation adds what `losses.DISTILLATION` says.
+Matryoshka is the mean of the whole objective over the first d dimensions, for several d.
+
+Works on vectors, wherever they come from: one graph, or chunks that are computed again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from retune.objective.gather import gather, gather_with_gradient, world
 from retune.objective.losses import DISTILLATION, info_nce
-from retune.objective.scores import group_columns, group_scores, known_positives, score_matrix
+from retune.objective.masks import above_margin, columns_holding, outside
+from retune.objective.scores import first_dims, group_columns, group_scores, score_matrix
+
+TO_PASSAGE, TO_QUERY = "query_to_passage", "passage_to_query"
 
 
 @dataclass(frozen=True)
@@ -32,24 +40,30 @@ class Candidates:
     """Whether other groups' passages count as negatives, bool [Q]."""
     teacher: Tensor | None = None
     """The teacher's scores, float [Q, G]."""
+    counted: Tensor | None = None
+    """Which members of a group count, bool [Q, G]; the others only fill a smaller group up.  All, if None."""
 
 
-Matrix = tuple[Tensor, Tensor, Tensor]  # scores [Q, P], columns of the own group [Q, G], passage ids [P]
+class Columns(NamedTuple):
+    """What the columns of a score matrix are to its rows."""
+
+    own: Tensor
+    """Columns of a row's own group, int64 [R, G]; the first is its target."""
+    excluded: Tensor
+    """Columns that count for nothing, bool [R, C]; an own one only where it fills its group up."""
 
 
-def _batch(queries: Tensor, passages: Tensor, ids: Tensor) -> Matrix:
-    own = group_columns(len(queries), len(passages) // len(queries), 0, queries.device)
-    return score_matrix(queries, passages), own, ids
+class Pool(NamedTuple):
+    """What a batch is compared with, within the scope."""
 
-
-def _world(queries: Tensor, passages: Tensor, ids: Tensor) -> Matrix:
-    first = world()[0] * len(passages)
-    own = group_columns(len(queries), len(passages) // len(queries), first, queries.device)
-    return score_matrix(queries, gather_with_gradient(passages)), own, gather(ids)
-
-
-SCOPES: dict[str, Callable[[Tensor, Tensor, Tensor], Matrix]] = {"batch": _batch, "world": _world}
-"""How far in-batch negatives reach; `group` needs no matrix of all pairs."""
+    passages: Tensor
+    """float [P, d]"""
+    queries: Tensor | None
+    """float [P / G, d]; None where no passage looks for its query."""
+    to_passage: Columns
+    """Of the scores [Q, P]."""
+    to_query: Columns | None
+    """Of the scores of positives with queries [Q, P / G]."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +71,151 @@ class Recipe:
     """Query and passage vectors → loss."""
 
     scope: str = "batch"
+    """`group`, `batch` or `world`."""
     temperature: float = 0.02
     distillation: str | None = None
+    """A name in `losses.DISTILLATION`."""
     mask_false_negatives: bool = True
+    """By id: known positives of the query, and what its group has already."""
+    false_negative_margin: float | None = None
+    """Also what scores above the positive less this; None: nothing."""
+    directions: tuple[str, ...] = (TO_PASSAGE,)
+    dims: tuple[int, ...] = ()
+    """Matryoshka's numbers of dimensions; none: all of them alone."""
+    normalize: bool = True
+    """Whether vectors cut to fewer dimensions are scaled to length 1, as the model's own are."""
+    info_nce_weight: float | None = None
+    """Of InfoNCE beside a distillation; its own where None."""
+
+    def __post_init__(self) -> None:
+        if self.scope == "group" and TO_QUERY in self.directions:
+            raise ValueError("within its group a positive has no query but its own to look for")
 
     def __call__(self, queries: Tensor, passages: Tensor, candidates: Candidates) -> Tensor:
-        """The loss of a batch: a scalar.
+        """The loss of a batch: a scalar.  With scope `world`, all processes must call it together.
 
         Args:
             queries: vectors, float [Q, d].
             passages: vectors, float [Q * G, d], group after group, the positive first.
             candidates: ids, known positives, opt-outs and teacher scores.
         """
-        group = group_scores(queries, passages)  # [Q, G]
-        if self.scope == "group":
-            loss = info_nce(group, torch.zeros(len(queries), dtype=torch.long, device=queries.device), self.temperature)
-        else:
-            scores, own, ids = SCOPES[self.scope](queries, passages, candidates.passage_ids)
-            loss = info_nce(scores, own[:, 0], self.temperature, self._excluded(own, ids, candidates))
+        pool = self._pool(queries, passages, candidates)
+        losses = []
+        for dim in self.dims or (queries.shape[-1],):
+            cut = partial(first_dims, dim=dim, normalize=self.normalize)
+            everyones = None if pool.queries is None else cut(pool.queries)
+            part = pool._replace(passages=cut(pool.passages), queries=everyones)
+            losses.append(self._loss(cut(queries), part, candidates.teacher))
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def measures(self, queries: Tensor, passages: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+        """What a batch shows, as scalars without gradients: `positive_similarity` and `negative_similarity`, means
+        over all columns that count (NaN without any negative), and `accuracy`, the share of queries whose positive
+        scores above all of them.
+
+        Takes what the loss takes; with scope `world`, all processes must call it together.
+        """
+        pool = self._pool(queries, passages, candidates)
+        scores = self._scores(queries, pool.passages)  # [Q, P]
+        own, excluded = pool.to_passage.own, self._excluded(scores, pool.to_passage)
+        negative = ~excluded.scatter(1, own[:, :1], True)  # [Q, P]
+        positives = scores.gather(1, own[:, :1])  # [Q, 1]
+        return {
+            "positive_similarity": positives.mean(),
+            "negative_similarity": (scores * negative).sum() / negative.sum(),
+            "accuracy": (~(negative & (scores >= positives)).any(1)).to(scores.dtype).mean(),
+        }
+
+    # ---- what counts ----------------------------------------------------------------------------
+
+    @property
+    def reach(self) -> str:
+        """The scope that the loss makes use of: a teacher of the group alone, without InfoNCE, needs no other."""
+        alone = self.distillation is not None and DISTILLATION[self.distillation].group_only and not self._weight
+        return "group" if alone else self.scope
+
+    @property
+    def _weight(self) -> float:
+        """Weight of InfoNCE."""
+        if self.distillation is None:
+            return 1.0
+        own = DISTILLATION[self.distillation].info_nce_weight
+        return own if self.info_nce_weight is None else self.info_nce_weight
+
+    def _pool(self, queries: Tensor, passages: Tensor, candidates: Candidates) -> Pool:
+        n_queries, size = len(queries), len(passages) // len(queries)
+        counted, device = candidates.counted, queries.device
+        if self.reach == "group":
+            own = torch.arange(size, device=device).expand(n_queries, -1)
+            excluded = torch.zeros_like(own, dtype=torch.bool) if counted is None else ~counted
+            return Pool(passages, None, Columns(own, excluded), None)
+        everywhere = self.scope == "world"
+        share, share_vectors = (gather, gather_with_gradient) if everywhere else (_same, _same)
+        own = group_columns(n_queries, size, world()[0] * len(passages) if everywhere else 0, device)
+        no_negatives, duplicates = self._no_negatives(own, share(candidates.passage_ids), candidates)
+        excluded = no_negatives | duplicates
+        if counted is not None:
+            excluded = excluded | ~share(counted).view(-1)
+        to_passage = Columns(own, outside(excluded, own, None if counted is None else ~counted))
+        if TO_QUERY not in self.directions:
+            return Pool(share_vectors(passages), None, to_passage, None)
+        to_query = _transposed(no_negatives[:, ::size], own[:, :1] // size, candidates.in_batch, share)
+        return Pool(share_vectors(passages), share_vectors(queries), to_passage, to_query)
+
+    def _no_negatives(self, own: Tensor, ids: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Columns that are no negatives of a query, and those that its group has already: bool [Q, P] each."""
+        opted_out = (~candidates.in_batch)[:, None].expand(-1, len(ids))  # [Q, P]
+        if not self.mask_false_negatives:
+            return opted_out, torch.zeros_like(opted_out)
+        positives = columns_holding(ids, candidates.positive_rows, candidates.positive_ids, len(own))
+        rows = torch.arange(len(own), device=ids.device).repeat_interleave(own.shape[1])  # [Q * G]
+        return opted_out | positives, columns_holding(ids, rows, candidates.passage_ids, len(own))
+
+    def _excluded(self, scores: Tensor, columns: Columns) -> Tensor:
+        """The columns' own exclusions, and by the margin: bool [R, C]."""
+        if self.false_negative_margin is None:
+            return columns.excluded
+        above = above_margin(scores, columns.own[:, 0], self.false_negative_margin)
+        return columns.excluded | outside(above, columns.own)
+
+    # ---- losses ---------------------------------------------------------------------------------
+
+    def _scores(self, queries: Tensor, passages: Tensor) -> Tensor:
+        """[Q, G] in the reach of a group, else [Q, P]."""
+        return (group_scores if self.reach == "group" else score_matrix)(queries, passages)
+
+    def _loss(self, queries: Tensor, pool: Pool, teacher: Tensor | None) -> Tensor:
+        losses, own = [], pool.to_passage.own
+        scores = self._scores(queries, pool.passages)  # [Q, P]
+        excluded = self._excluded(scores, pool.to_passage)
+        if self._weight and TO_PASSAGE in self.directions:
+            losses.append(info_nce(scores, own[:, 0], self.temperature, excluded))
+        if self._weight and pool.to_query is not None:
+            positives = pool.passages.index_select(0, own[:, 0])  # [Q, d]
+            reverse = score_matrix(positives, pool.queries)  # [Q, P / G]
+            masked = self._excluded(reverse, pool.to_query)
+            losses.append(info_nce(reverse, pool.to_query.own[:, 0], self.temperature, masked))
+        loss = self._weight * torch.stack(losses).mean() if losses else scores.new_zeros(())
         if self.distillation is not None:
-            loss = loss + DISTILLATION[self.distillation](group, candidates.teacher, self.temperature)
+            distil = DISTILLATION[self.distillation].loss
+            loss = loss + distil(scores, own, teacher, self.temperature, excluded)
         return loss
 
-    def _excluded(self, own: Tensor, ids: Tensor, candidates: Candidates) -> Tensor:
-        """Columns that are no negatives of a query: bool [Q, P]."""
-        excluded = (~candidates.in_batch)[:, None].expand(-1, len(ids))  # [Q, P]
-        if self.mask_false_negatives:
-            rows, positives = candidates.positive_rows, candidates.positive_ids
-            excluded = excluded | known_positives(ids, rows, positives, len(own))
-        return excluded.scatter(1, own, False)  # a query's own group always counts
+
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
+def _transposed(no_negatives: Tensor, own: Tensor, in_batch: Tensor, share: Callable[[Tensor], Tensor]) -> Columns:
+    """The columns of the scores of this process's positives with the queries of all.
+
+    Args:
+        no_negatives: of this process's queries with all positives, bool [Q, P / G].
+        own: each positive's query among all, int64 [Q, 1].
+        in_batch: bool [Q]; a query that opted out is no negative, and its positive has none.
+        share: gathers rows.
+    """
+    everyones = share(no_negatives.to(torch.uint8)).bool()  # [P / G, P / G]: queries × positives
+    excluded = everyones[:, own[:, 0]].T | ~in_batch[:, None]  # [Q, P / G]
+    return Columns(own, outside(excluded, own))

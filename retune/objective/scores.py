@@ -1,12 +1,13 @@
 """Similarities between queries and passages as query-major matrices.
 
-Rows are queries and columns are passages, always.  Tensors in, tensors out: nothing here knows a
-model, a process group or a config.
+Rows are queries and columns are passages; where passages look for their queries, they are the rows.
+Tensors in, tensors out: nothing here knows a model, a process group or a config.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -33,16 +34,9 @@ def group_columns(n_queries: int, group_size: int, first: int = 0, device: torch
     return columns.view(n_queries, group_size)
 
 
-def known_positives(passage_ids: Tensor, rows: Tensor, ids: Tensor, n_queries: int) -> Tensor:
-    """Which columns hold a known positive of which query: bool [Q, P].
-
-    Args:
-        passage_ids: the passage behind each column, int64 [P].
-        rows, ids: one entry a known (query row, passage id), int64 [K] each.
-    """
-    if not len(ids):
-        return torch.zeros(n_queries, len(passage_ids), dtype=torch.bool, device=passage_ids.device)
-    span = torch.maximum(passage_ids.max(), ids.max()) + 1
-    every_row = torch.arange(n_queries, device=passage_ids.device)
-    cells = every_row[:, None] * span + passage_ids[None, :]  # [Q, P]: one number a (row, passage)
-    return torch.isin(cells, rows * span + ids)
+def first_dims(vectors: Tensor, dim: int, normalize: bool) -> Tensor:
+    """The vectors of a Matryoshka model cut to `dim` dimensions: [n, d] → [n, dim], of length 1 if `normalize`."""
+    if dim == vectors.shape[-1]:
+        return vectors
+    cut = vectors[:, :dim]
+    return F.normalize(cut, dim=-1) if normalize else cut
