@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
-DECIDING = {"torch": "torch", "transformers": "transformers", "faiss": "faiss-cpu", "peft": "peft"}
+DECIDING = {"torch": "torch", "transformers": "transformers", "faiss": "faiss-cpu", "peft": "peft", "bm25s": "bm25s"}
 # What these say reaches a stage as values, through its params.
 VALUES_ONLY = {"retune.config", "retune.sections", "retune.experiment", "retune.plan", "retune.fingerprint"}
 
@@ -34,6 +36,22 @@ def reached(script: str | Path) -> list[str]:
     seen: dict[str, str] = {}
     _reach(Path(script), "script", seen, set())
     return sorted(set(seen) - {"script"})
+
+
+def content_key(settings: dict[str, Any], files: list[str | Path | None], model: Path, module: str) -> str:
+    """A hash of what decides the result of a job that can be resumed.
+
+    Args:
+        settings: JSON-able.
+        files: its tables, by their whole content, as the weights in the folder `model` are.
+        module: path of the stage's module; an edit of what it reaches makes another job.
+    """
+    digest = hashlib.sha256(json.dumps([settings, fingerprint(module)], sort_keys=True).encode())
+    for path in [*files, *sorted(model.glob("*.safetensors")), *sorted(model.glob("*.bin"))]:
+        if path is not None:
+            with Path(path).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()[:32]
 
 
 def _reach(file: Path, name: str, seen: dict[str, str], packages: set[str]) -> None:

@@ -1,66 +1,80 @@
-"""score: a reranker's teacher score for each distinct (query, passage), once."""
+"""score: the parts of the teacher's scores put together into the table of pairs.
+
+Negatives that the teacher takes for positives are left out or relabelled, where the config says so.
+Needs no model.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retune import tables
-from retune.config import RerankerConfig, ScoreConfig
-from retune.data.text import shown
-from retune.model.reranker import Reranker
-from retune.runtime import UserError, log, progress
-
-BLOCK = 65536  # distinct pairs put together and sorted by length at a time
+from retune.data.teacher import false_negatives, read_distinct
+from retune.runtime import UserError, log
 
 
 def score(
-    *, texts: Path, queries: Path, pairs: Path, settings: ScoreConfig, reranker: RerankerConfig, out: Path
-) -> None:
-    """Fill the column `score` of a table of pairs; the scores that came with the data are replaced.
+    *, texts: Path, queries: Path, pairs: Path, parts: Sequence[Path], out: Path, counts: Path | None = None,
+    margin: float | None = None, action: str = "drop", only_missing: bool = False,
+) -> None:  # fmt: skip
+    """Fill the column `score` of a table of pairs from its parts; scores that came with the data are replaced.
 
-    Raises:
-        UserError: for a score that is not finite, naming the query.
+    Args:
+        parts: tables `scores`, in the order of their shards.
+        counts: the table `mining` of how many negatives were treated as false ones.
+        margin: a negative that scores above the lowest of its query's positives by more is a false one.
+        action: "drop" leaves it out (with its query, where that has no other negative), "relabel" makes
+            it a positive, "keep" only counts it.
+        only_missing: as for the parts: other scores stay.
     """
     table = tables.read(pairs, "pairs")
-    query_ids, text_ids = table["query_id"].to_numpy(), table["text_id"].to_numpy()
-    query_texts = tables.read(queries, "queries", ["text"])["text"]
-    # queries with the same text are one query to the teacher
-    same = query_texts.combine_chunks().dictionary_encode().indices.to_numpy()
-    first = np.unique(same, return_index=True)[1]  # the first query of each text
-    n_texts = max(tables.n_rows(texts), 1)
-    distinct, back = np.unique(first[same[query_ids]] * n_texts + text_ids, return_inverse=True)
-    distinct_queries, distinct_texts = np.divmod(distinct, n_texts)
-    model = Reranker.load(reranker)
-    log.info("%d pairs, %d distinct, %s on %s", len(table), len(distinct), model.dtype, model.device)
-    scores = _scores(model, texts, query_texts, distinct_queries, distinct_texts, settings)
-    if not np.isfinite(scores).all():
-        row = int(np.argmin(np.isfinite(scores)))
-        query = shown(query_texts[int(distinct_queries[row])].as_py())
-        raise UserError(
-            f"the score of query {query} and text {distinct_texts[row]} is not finite; set reranker.dtype: float32, "
-            "or the teacher is broken"
+    distinct, _ = read_distinct(texts, queries, pairs, only_missing)
+    found = [tables.read(part, "scores") for part in parts]
+    ids = [np.concatenate([part[name].to_numpy() for part in found]) for name in ("query_id", "text_id", "score")]
+    if not (np.array_equal(ids[0], distinct.query_ids) and np.array_equal(ids[1], distinct.text_ids)):
+        raise UserError(f"{parts[0]}: these scores belong to other pairs than {pairs}; delete them and run again")
+    before = table["score"].to_numpy(zero_copy_only=False).astype(np.float32)
+    scores = np.where(distinct.back >= 0, np.append(ids[2], np.float32(0))[distinct.back], before)
+    column = pa.array(scores, pa.float32())
+    table = table.set_column(table.column_names.index("score"), table.schema.field("score"), column)
+    numbers = {"pairs": len(table), "distinct pairs": len(distinct)}
+    if margin is not None:
+        table, treated = _treat(table, scores, margin, action)
+        numbers |= treated
+    tables.write(out, "pairs", table)
+    for name, number in numbers.items():
+        log.info("%s: %d", name, number)
+    if counts is not None:
+        columns = {
+            "measure": ["score"] * len(numbers),
+            "name": list(numbers),
+            "value": list(map(float, numbers.values())),
+        }
+        tables.write(counts, "mining", columns)
+
+
+def _treat(table: pa.Table, scores: np.ndarray, margin: float, action: str) -> tuple[pa.Table, dict[str, int]]:
+    """The pairs without, or with relabelled, false negatives, and how many there were."""
+    query_ids, positive = table["query_id"].to_numpy(), table["label"].to_numpy() > 0
+    false = false_negatives(query_ids, positive, scores, margin)
+    numbers = {"negatives": int((~positive).sum()), "false negatives": int(false.sum())}
+    n_queries = int(query_ids.max(initial=-1)) + 1
+    had = np.bincount(query_ids[~positive], minlength=n_queries) > 0
+    has = np.bincount(query_ids[~positive & ~false], minlength=n_queries) > 0
+    numbers["queries without another negative"] = int((had & ~has).sum())
+    if action == "relabel":
+        labels = np.where(false, 1, table["label"].to_numpy()).astype(np.int8)
+        table = table.set_column(table.column_names.index("label"), table.schema.field("label"), pa.array(labels))
+        order = pc.sort_indices(
+            table.append_column("row", pa.array(np.arange(len(table)))),
+            sort_keys=[("query_id", "ascending"), ("label", "descending"), ("row", "ascending")],
         )
-    column = pa.array(scores[back], pa.float32())
-    tables.write(out, "pairs", table.set_column(table.column_names.index("score"), table.schema.field("score"), column))
-
-
-def _scores(
-    model: Reranker, texts: Path, query_texts, query_ids: np.ndarray, text_ids: np.ndarray, settings: ScoreConfig
-):
-    """Scores of the pairs (query_ids[i], text_ids[i]), float32 [n]; each text is tokenised once a block."""
-    passages = tables.read(texts, "texts", ["text"])["text"]
-    parts = []
-    with progress(len(query_ids), "score", "pairs") as bar:
-        for start in range(0, len(query_ids), BLOCK):
-            block = slice(start, start + BLOCK)
-            q, q_rows = np.unique(query_ids[block], return_inverse=True)
-            p, p_rows = np.unique(text_ids[block], return_inverse=True)
-            tokens = model.join(
-                model.pieces(query_texts.take(q).to_pylist(), "query"),
-                model.pieces(passages.take(p).to_pylist(), "passage"), q_rows, p_rows,
-            )  # fmt: skip
-            parts.append(model.scores(tokens, settings.batch_tokens, bar))
-    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        table = table.take(order)
+    elif action == "drop":
+        table = table.filter(pa.array(~false & ~(had & ~has)[query_ids]))
+    return table, numbers

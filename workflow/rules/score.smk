@@ -21,14 +21,38 @@ rule fit:
         "../scripts/fit.py"
 
 
-rule score:
+rule scores:
     input:
         texts=WIRING.made("ingest", "texts.parquet"),
         queries=WIRING.made("ingest", "queries.parquet"),
         pairs=WIRING.unscored_pairs,
         model=WIRING.teacher,
     output:
-        "results/{run}/score/pairs.parquet",
+        "results/{run}/score/scores-{shard}.parquet",
+    log:
+        "logs/{run}/scores.{shard}.log",
+    benchmark:
+        "benchmarks/{run}/scores.{shard}.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        settings=WIRING.settings("scores", "shard"),
+        shard="{shard}",
+        state=lambda wildcards: f"results/{wildcards.run}/score/.scores-{wildcards.shard}",
+        code=code("scores"),
+    script:
+        "../scripts/scores.py"
+
+
+rule score:
+    input:
+        texts=WIRING.made("ingest", "texts.parquet"),
+        queries=WIRING.made("ingest", "queries.parquet"),
+        pairs=WIRING.unscored_pairs,
+        parts=WIRING.scored_parts,
+    output:
+        pairs="results/{run}/score/pairs.parquet",
+        counts="results/{run}/score/counts.parquet",
     log:
         "logs/{run}/score.log",
     benchmark:

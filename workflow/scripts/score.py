@@ -1,10 +1,9 @@
-"""Job of the rule score."""
+"""Job of the rule score: the parts put together, and false negatives treated."""
 
 from job import start
 
 start(snakemake)
 
-from retune.config import RerankerConfig, ScoreConfig
 from retune.stages.score import score
 
 job, files = snakemake.params.settings, snakemake.input
@@ -12,7 +11,10 @@ score(
     texts=files.texts,
     queries=files.queries,
     pairs=files.pairs,
-    settings=ScoreConfig(**job["settings"]),
-    reranker=RerankerConfig(**job["reranker"]),
-    out=snakemake.output[0],
+    parts=list(files.parts),
+    out=snakemake.output.pairs,
+    counts=snakemake.output.counts,
+    margin=job["margin"],
+    action=job["false_negatives"],
+    only_missing=job["only_missing"],
 )
