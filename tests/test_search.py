@@ -1,10 +1,15 @@
 """Search equals brute force in float64, ties by id, whatever the shards, blocks, batches and backend."""
 
 import itertools
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,6 +117,36 @@ def test_what_float32_products_put_in_the_wrong_order_is_found(tmp_path, monkeyp
     equal(search.top_k(queries, shards_of(tmp_path, texts, 2), 5, nearest="wrong"), brute_force(queries, texts, 5))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("k", [1, 40, 400])
+def test_the_search_in_float64_is_the_same(real, monkeypatch, masked, k):
+    """Tiles, blocks and the order in which BLAS sums do not matter."""
+    queries, texts, folder = real
+    only = np.arange(len(texts)) % 3 > 0 if masked else None
+    expected = search.top_k(queries, shards_of(folder, texts, 1), k, only=only)
+    equal(search._top_k_float64(queries, shards_of(folder, texts, 1), k, only), expected)
+    monkeypatch.setattr(search, "BLOCK", 50)
+    monkeypatch.setattr(search, "TILE", (7, 3))
+    equal(search._top_k_float64(queries, shards_of(folder, texts, 5), k, only), expected)
+
+
+def test_scores_that_blas_rounds_otherwise_are_summed_again(monkeypatch):
+    """Sums next to the middle between two float32 numbers, where the order of summation decides."""
+    rng = np.random.default_rng(5)
+    queries, texts = rng.standard_normal((6, 40)), rng.standard_normal((50, 40))
+    plain = search._inner(queries, np.repeat(np.arange(6), 50), texts, np.tile(np.arange(50), 6)).reshape(6, 50)
+    calls = []
+    inner = search._inner
+    monkeypatch.setattr(search, "_inner", lambda *args: calls.append(len(args[1])) or inner(*args))
+    least = np.full(6, -np.inf, np.float32)
+    np.testing.assert_array_equal(search._exact(queries, texts, least), plain)
+    monkeypatch.setattr(search, "ROUNDING64", 2.0**-30)  # then most sums are in doubt
+    np.testing.assert_array_equal(search._exact(queries, texts, least), plain)
+    assert calls[0] < 10 < 250 < calls[1] <= 300
+    search._exact(queries, texts, plain.max(1) + 1)
+    assert calls[2] == 0  # none of those can be among the best
+
+
 def test_ordinary_vectors_need_no_second_search(real, monkeypatch):
     queries, texts, folder = real
     monkeypatch.setattr(search, "_top_k_float64", lambda *_: pytest.fail("searched again"))
@@ -154,6 +189,17 @@ def test_pair_scores_are_each_by_itself(real, monkeypatch, count):
     assert search.pair_scores(queries, shards, rows[:0], ids[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_pair_scores_do_not_depend_on_threads(real, monkeypatch, threads):
+    queries, texts, folder = real
+    monkeypatch.setattr(search, "_threads", lambda: threads)
+    rng = np.random.default_rng(2)
+    rows, ids = rng.integers(0, len(queries), 999), rng.integers(-1, len(texts), 999)
+    exact = np.einsum("nd,nd->n", queries[rows].astype(np.longdouble), texts[ids].astype(np.longdouble))
+    expected = np.where(ids < 0, -np.inf, exact).astype(np.float32)
+    np.testing.assert_array_equal(search.pair_scores(queries, shards_of(folder, texts, 2), rows, ids), expected)
+
+
 # ---- tables -------------------------------------------------------------------------------------
 
 
@@ -174,3 +220,58 @@ def test_vectors_of_two_models_do_not_mix(tmp_path, key):
     search.same_model(one, [one, one])
     with pytest.raises(UserError, match=rf"two\.parquet: embedded by {key} x, but .*one\.parquet by {META[key]}"):
         search.same_model(one, [one, two])
+
+
+@pytest.mark.parametrize("rows", [1, 64, 299, 300, 1000, None])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_blocks_run_across_shards(real, rows, count):
+    _, texts, folder = real
+    found = [(ids.copy(), vectors.copy()) for ids, vectors in search.blocks(shards_of(folder, texts, count), rows)]
+    size = rows or len(texts)
+    assert [len(ids) for ids, _ in found] == [min(size, 300 - start) for start in range(0, 300, size)]
+    np.testing.assert_array_equal(np.concatenate([ids for ids, _ in found]), np.arange(300))
+    np.testing.assert_array_equal(np.concatenate([vectors for _, vectors in found]), texts.astype(np.float32))
+    assert all(vectors.dtype == np.float32 for _, vectors in found)
+
+
+def test_a_block_stays_until_the_next_is_asked_for(real):
+    _, texts, folder = real
+    reader = search.blocks(shards_of(folder, texts, 2), 100)
+    for start, (_, vectors) in zip(range(0, 300, 100), reader, strict=True):
+        time.sleep(0.05)  # the thread that reads ahead has long read the next
+        np.testing.assert_array_equal(vectors, texts[start : start + 100].astype(np.float32))
+
+
+def test_blocks_are_bounded_by_bytes(real, monkeypatch):
+    _, texts, folder = real
+    monkeypatch.setattr(search, "BLOCK_BYTES", 24 * 4 * 128)
+    assert [len(ids) for ids, _ in search.blocks(shards_of(folder, texts, 2))] == [128, 128, 44]
+
+
+def test_shards_of_either_dtype(real):
+    queries, texts, folder = real
+    shards = [
+        write(folder / "half.parquet", texts[:100]),
+        write(folder / "single.parquet", texts[100:].astype(np.float32), 100),
+    ]
+    equal(search.top_k(queries, shards, 9), brute_force(queries, texts, 9))
+
+
+def test_a_huge_row_group_is_read_piece_by_piece(tmp_path):
+    """A file of one row group of 50 MB, as another writer may make it, takes a fraction of that to read."""
+    code = """
+import sys
+import pyarrow as pa
+from retune.data import search
+assert sum(len(ids) for ids, _ in search.blocks(sys.argv[1:], 4096)) == 200_000
+print(pa.default_memory_pool().max_memory())
+"""
+    vectors, path = np.zeros((200_000, 128), np.float16), tmp_path / "huge.parquet"
+    table = pa.table(
+        {"id": np.arange(len(vectors)), "vector": tables.vector_array(vectors)},
+        schema=tables.embeddings_schema(128, "float16"),
+    )
+    pq.write_table(table, path, row_group_size=len(vectors), use_dictionary=False, compression="none")
+    assert pq.ParquetFile(path).metadata.num_row_groups == 1
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30e6
