@@ -1,20 +1,26 @@
-"""embed: texts or queries → vectors, one shard of them, streamed to Parquet."""
+"""embed: texts or queries → vectors, one shard of them, streamed to Parquet.
+
+Vectors of texts that were embedded before come from the cache; only the others are computed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from retune import tables
 from retune.config import EmbedConfig, EmbedderConfig
+from retune.data import encode, vectors
+from retune.data.contents import folder_hash
+from retune.fingerprint import fingerprint as code_fingerprint
+from retune.model import checkpoint
+from retune.model import embedder as model_code
+from retune.model.device import named
 from retune.model.embedder import Embedder
-from retune.runtime import UserError, log, progress
-
-BLOCK = 32768  # texts tokenised and sorted by length at a time
+from retune.runtime import log, progress
 
 
 def shard_rows(n: int, index: int, count: int) -> tuple[int, int]:
@@ -24,7 +30,7 @@ def shard_rows(n: int, index: int, count: int) -> tuple[int, int]:
 
 def embed(
     *, table: Path, kind: str, settings: EmbedConfig, embedder: EmbedderConfig, out: Path,
-    shard: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1), cache: Path | None = None, devices: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Write vectors of the rows of a `texts` or `queries` table.
 
@@ -32,54 +38,73 @@ def embed(
         kind: "query" reads a table of queries, "passage" one of texts.
         shard: (index, count): embed only that part of the rows.
         out: embeddings table: id int64, vector of `settings.dtype`.
+        cache: folder of the vectors of earlier runs, which gets these too.
+        devices: such as "cuda:0" and "cuda:1": a process each; the best one alone where not given.
 
     Raises:
-        UserError: for a vector that is not finite, or that `settings.dtype` cannot hold.
+        UserError: for a vector that is not finite, or that `settings.dtype` cannot hold, and for a device
+            that is not there.
     """
-    model = Embedder.load(embedder)
-    start, stop = shard_rows(tables.n_rows(table), *shard)
-    log.info("%s: rows %d to %d, %s on %s", Path(table).name, start, stop, model.dtype, model.device)
+    model = Embedder.load(embedder, target=named(devices[0]) if devices else None)
+    rows = encode.Rows(Path(table), kind, *shard_rows(tables.n_rows(table), *shard))
+    log.info("%s: rows %d to %d, %s on %s", rows.table.name, rows.start, rows.stop, model.dtype, model.device)
+    if cache is None:
+        _write(model, rows, settings, devices, out, vectors.Found.nothing(len(rows)))
+        return
+    known = vectors.Cache(cache, identity(model, kind, settings, cache))
+    digests = encode.digests(model, rows)
+    found = known.find(digests)
+    log.info("%s of %s vectors taken from the cache", f"{found.mask.sum():,}", f"{len(rows):,}")
+    _write(model, rows, settings, devices, out, found)
+    known.add(out, digests, found)
+
+
+def _write(
+    model: Embedder, rows: encode.Rows, settings: EmbedConfig, devices: Sequence[str], out: Path, found: vectors.Found
+) -> None:
+    """Write the found vectors and the computed others, in the order of their rows."""
+    missing = ~found.mask
     schema = tables.embeddings_schema(model.dim, settings.dtype)
     with (
-        tables.writer(out, schema, fingerprint(model, kind)) as writer,
-        progress(stop - start, "embed", "texts") as bar,
+        tables.writer(out, schema, fingerprint(model, rows.kind)) as writer,
+        progress(int(missing.sum()), "embed", "texts") as bar,
+        encode.encoded(model, rows, missing, settings, devices, Path(out), bar) as computed,
     ):
-        for ids, texts, instructions in _rows(table, kind, start, stop):
-            tokens = model.tokenize(texts, kind, instructions)
-            vectors = model.encode(tokens, settings.max_tokens_per_batch, bar)
-            with np.errstate(over="ignore"):  # the next lines tell of it
-                vectors = vectors.astype(settings.dtype)
-            if not np.isfinite(vectors).all():
-                bad = int(ids[np.argmin(np.isfinite(vectors).all(1))])
-                raise UserError(
-                    f"{table}: row {bad}: its vector is not finite; set embedder.dtype and embed.dtype to float32, "
-                    "or the model is broken"
-                )
-            writer.write({"id": ids, "vector": tables.vector_array(vectors)})
+        for start in range(0, len(rows), encode.BLOCK):
+            new = missing[start : start + encode.BLOCK]
+            block = computed.take(int(new.sum()))
+            if not new.all():
+                whole = np.empty((len(new), model.dim), settings.dtype)
+                whole[~new] = found.take(start, start + len(new))
+                if new.any():
+                    whole[new] = block
+                block = whole
+            ids = np.arange(len(new)) + rows.start + start
+            writer.write({"id": ids, "vector": tables.vector_array(block)})
 
 
-def _rows(table: Path, kind: str, start: int, stop: int):
-    """(ids, texts, instructions or None) of rows start to stop, in blocks."""
-    name, column = ("queries", "query_id") if kind == "query" else ("texts", "text_id")
-    wanted = [column, "text", "prompt"] if kind == "query" else [column, "text"]
-    seen = 0
-    for batch in tables.batches(table, name, wanted, BLOCK):
-        first, last = max(start - seen, 0), min(stop - seen, len(batch))
-        seen += len(batch)
-        if first < last:
-            part: pa.RecordBatch = batch.slice(first, last - first)
-            prompts = part["prompt"].to_pylist() if kind == "query" and part["prompt"].null_count < len(part) else None
-            yield part[column].to_numpy(), part["text"].to_pylist(), prompts
-        if seen >= stop:
-            break
-
-
-def fingerprint(model: Embedder, kind: str) -> Mapping[str, Any]:
+def fingerprint(model: Embedder, kind: str) -> Mapping[str, str]:
     """What tells vectors of one model from another's: model, pooling, prompt, length."""
     prompt = model.prompts[kind]
     return {
         "model": model.settings.model, "revision": str(model.settings.revision), "kind": kind,
         "pooling": model.card.pooling, "normalize": str(model.card.normalize), "dtype": str(model.dtype),
         "prompt": prompt.template.format(prompt.instruction or "", "{text}"),
-        "max_length": str(model.max_lengths[kind]),
+        "max_length": str(model.max_lengths[kind]), "truncate_dim": str(model.card.truncate_dim),
+    }  # fmt: skip
+
+
+def identity(model: Embedder, kind: str, settings: EmbedConfig, cache: Path) -> dict[str, Any]:
+    """All that decides a stored vector but its text: the checkpoint by its content, the code by its meaning.
+
+    Prompts are not in it, since they are part of the text that the model reads, nor are devices and
+    sizes of batches, which move a vector by rounding alone.
+    """
+    folder = checkpoint.resolve(model.settings.model, model.settings.revision)
+    return {
+        "checkpoint": folder_hash(folder, cache / ".checkpoints"), "code": code_fingerprint(model_code.__file__),
+        "remote_code": model.settings.trust_remote_code, "pooling": model.card.pooling,
+        "normalize": model.card.normalize, "max_length": model.max_lengths[kind],
+        "truncate_dim": model.card.truncate_dim, "dim": model.dim, "dtype": str(model.dtype),
+        "stored": settings.dtype,
     }  # fmt: skip

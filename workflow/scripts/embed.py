@@ -4,16 +4,24 @@ from job import start
 
 start(snakemake)
 
+from pathlib import Path
+
 from retune.config import EmbedConfig, EmbedderConfig
+from retune.data.encode import all_gpus
 from retune.stages.embed import embed
 
 job, part = snakemake.params.settings, snakemake.params.part
 _, *shard = part.replace("-of-", "-").split("-")  # texts-00-of-04
+settings, embedder = EmbedConfig(**job["settings"]), job["embedder"]
+if model := [Path(file) for file in snakemake.input.model]:  # its folder, or the files in it
+    embedder |= {"model": str(model[0] if model[0].is_dir() else model[0].parent)}
 embed(
     table=snakemake.input.table,
     kind="passage" if shard else "query",
-    settings=EmbedConfig(**job["settings"]),
-    embedder=EmbedderConfig(**job["embedder"]),
+    settings=settings,
+    embedder=EmbedderConfig(**embedder),
     out=snakemake.output[0],
     shard=(int(shard[0]), int(shard[1])) if shard else (0, 1),
+    cache=Path("results/.vectors") if settings.cache else None,
+    devices=all_gpus(),
 )
