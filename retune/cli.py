@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from retune import __version__
-from retune.runtime import UserError, report_and_exit_code, start_logging
+from retune.runtime import UserError, log, report_and_exit_code, start_logging
 
 
 def check(args: argparse.Namespace) -> None:
@@ -71,10 +72,12 @@ LOOKS = {
 }
 OPERANDS = {"config": "YAML file", "folder": "folder of a run, such as results/demo"}
 
-# Each is a module of `retune.commands` with FLAGS and run; none is imported before it is asked for.
+# Each is a module of `retune.commands` with FLAGS and run (and further_flags, which FLAGS would be too slow to
+# name); none is imported before it is asked for.
 STAGES = {
     "mine": "Rows {query, pos, …} with mined hard negatives.",
     "score": "Rows {query, pos, neg, …} with a reranker's scores.",
+    "train": "A tuned embedding model, from rows {query, pos, neg, …}.",
     "embed": "Vectors of queries or passages.",
     "split": "Rows by the number of their tokens, a file a length bin.",
 }
@@ -98,19 +101,27 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_stage(name: str, argv: Sequence[str]) -> None:
-    """Run one stage on plain files.
+    """Run one stage on plain files; what it says is in the words of the command's flags.
 
     Raises:
-        UserError: in the words of the command's flags.
+        UserError: likewise.
     """
     from retune.commands.flags import parse
 
     module = importlib.import_module(f"retune.commands.{name}")
-    given = parse(name, module.FLAGS, module.__doc__, argv)
+    given = parse(name, module.FLAGS, module.__doc__, argv, getattr(module, "further_flags", None))
+
+    def in_flags(record: logging.LogRecord) -> bool:
+        record.msg, record.args = given.in_flags(record.getMessage()), None
+        return True
+
+    log.addFilter(in_flags)
     try:
         module.run(given)
     except UserError as error:
         raise UserError(given.in_flags(str(error))) from None
+    finally:
+        log.removeFilter(in_flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

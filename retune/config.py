@@ -61,6 +61,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         """What one section says must hold for the others."""
+        if self.mine is not None and self.mine.max_score_of_teacher is not None:
+            if self.reranker is None:
+                raise ValueError("mine.max_score_of_teacher: expected a section `reranker` that names the teacher")
+            if self.reranker.fit and self.score is None:
+                raise ValueError("mine.max_score_of_teacher: a reranker that is fitted needs the section `score`")
         if self.reranker is None:
             if self.score is not None and "score" in self.model_fields_set:
                 raise ValueError("score: expected a section `reranker` that names the teacher (or `score: null`)")
@@ -78,3 +83,14 @@ class Config(Section):
                     stage = {"tuned": "train", "merged": "merge"}[model]
                     raise ValueError(f"evaluate.models: `{model}` needs the section `{stage}`, which is off")
         return self
+
+    @property
+    def mining_teacher(self) -> RerankerConfig | None:
+        """The reranker that filters candidates while they are mined.
+
+        One that is fitted comes after mining, and where false negatives are relabelled or kept they must be mined
+        first: then it is the stage score that treats them.
+        """
+        if self.mine is None or self.mine.max_score_of_teacher is None or self.reranker is None or self.reranker.fit:
+            return None
+        return self.reranker if self.score is None or self.score.false_negatives == "drop" else None

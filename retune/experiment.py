@@ -89,8 +89,8 @@ def _validate(raw: Mapping, prefix: tuple, problems: list, overrides: Mapping | 
     except ValidationError as error:
         found = [_explain(item) for item in error.errors()] + found
     for path, text in found:
-        # A variant repeats the main run's mistakes; report only those that its own keys bring.
-        if overrides is None or (_holds(overrides, path) and (path, text) not in problems):
+        # A variant repeats the main run's mistakes; report only those that its own keys bring, in whatever section.
+        if overrides is None or (path, text) not in problems:
             problems.append(((*prefix, *path), text))
     return None if found else config
 
@@ -228,16 +228,6 @@ def training_argument_names() -> tuple[str, ...]:
 
 def _dotted(path: Sequence) -> str:
     return ".".join(str(part) for part in path) or "config"
-
-
-def _holds(overrides: Any, path: Sequence) -> bool:
-    for part in path:
-        if not isinstance(overrides, Mapping):
-            return True
-        if part not in overrides:
-            return False
-        overrides = overrides[part]
-    return True
 
 
 def _marks(files: Sequence[str]) -> dict[tuple[str, ...], tuple[str, int]]:

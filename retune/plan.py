@@ -45,6 +45,12 @@ class Plan:
         """Label of the model that mines."""
         return "miner" if self.runs[run].mine.embedder else "base"
 
+    def mined_vectors(self, run: str) -> list[Node]:
+        """The vectors that mining searches: queries, then texts by shard; words alone (bm25) need none."""
+        if self.runs[run].mine.retriever == "bm25":
+            return []
+        return [Node(run, "embed", (self.miner(run), TRAIN, part)) for part in self.parts(run)]
+
     def parts(self, run: str) -> list[str]:
         """Names of an embedded collection's files."""
         shards = self.runs[run].embed.shards
@@ -54,6 +60,19 @@ class Plan:
         """The most complete table of pairs of a run."""
         config = self.runs[run]
         return Node(run, "score" if config.score else "mine" if config.mine else "ingest")
+
+    def unscored(self, run: str) -> list[Node]:
+        """What the teacher reads: texts and queries, and the pairs."""
+        return [Node(run, "ingest"), Node(run, "mine" if self.runs[run].mine else "ingest")]
+
+    def scored_parts(self, run: str) -> list[Node]:
+        """The parts in which pairs are scored."""
+        shards = self.runs[run].score.shards
+        return [Node(run, "scores", (f"{i:02d}-of-{shards:02d}",)) for i in range(shards)]
+
+    def mined_scores(self, config: Config) -> bool:
+        """Whether mining has asked the teacher already, so that the scores in the pairs are its own."""
+        return config.mining_teacher is not None
 
     def models(self, run: str) -> list[str]:
         return list(self.runs[run].evaluate.models) if self.runs[run].evaluate else []
@@ -122,14 +141,24 @@ class Plan:
                 kept = {key: value for key, value in embedder.items() if not key.startswith(other)}
                 return {"settings": dump(config.embed), "embedder": kept}
             case "mine", _:
-                return {"settings": dump(config.mine) | {"embedder": None}, "seed": seed}
+                used = {"embedder": None} | ({} if config.mining_teacher else {"max_score_of_teacher": None})
+                return {"settings": dump(config.mine) | used, "reranker": dump(config.mining_teacher), "seed": seed}
             case "fit", _:
                 return {"reranker": dump(config.reranker), "seed": seed}
-            case "score", _:
+            case "scores", _:
                 settings = dump(config.reranker) | {"fit": None}
                 if config.reranker.fit:
                     settings |= {"model": self.path(Node(node.run, "fit")), "revision": None, "sha256": None}
-                return {"settings": dump(config.score), "reranker": settings}
+                used = {"false_negatives": "keep"}  # what is not used here
+                return {
+                    "settings": dump(config.score) | used,
+                    "reranker": settings,
+                    "only_missing": self.mined_scores(config),
+                }
+            case "score", _:
+                margin = config.mine.max_score_of_teacher if config.mine else None
+                action = config.score.false_negatives if margin is not None else "keep"
+                return {"margin": margin, "false_negatives": action, "only_missing": self.mined_scores(config)}
             case "train", _:
                 limit = config.split.drop_longer_than
                 return {
@@ -168,14 +197,13 @@ class Plan:
                 source = ingest if collection == TRAIN else Node(run, "benchmark", (collection,))
                 return [n for n in (source, self.model_node(run, label)) if n]
             case "mine", _:
-                vectors = [Node(run, "embed", (self.miner(run), TRAIN, part)) for part in self.parts(run)]
-                return [ingest, *vectors, *([split] if config.mine.pool == "bin" else [])]
+                return [ingest, *self.mined_vectors(run), *([split] if config.mine.pool == "bin" else [])]
             case "fit", _:
-                return [ingest, Node(run, "mine" if config.mine else "ingest")]
+                return self.unscored(run)
+            case "scores", _:
+                return [*self.unscored(run), *([Node(run, "fit")] if config.reranker.fit else [])]
             case "score", _:
-                return [ingest, Node(run, "mine" if config.mine else "ingest")] + (
-                    [Node(run, "fit")] if config.reranker.fit else []
-                )
+                return [*self.unscored(run), *self.scored_parts(run)]
             case "train", _:
                 bins = [split] if config.split.drop_longer_than else []
                 return [n for n in (ingest, self.pairs(run), *bins, self.model_node(run, "base")) if n]
@@ -250,6 +278,8 @@ class Plan:
                 return name in collections and label in self.models(node.run)
             case "metrics", _:
                 return bool(self.benchmarks(node.run))
+            case "scores", _:
+                return config.score is not None and node in self.scored_parts(node.run)
             case ("demo" | "mine" | "score" | "train" | "merge" | "report") as section, _:
                 return getattr(config, section) is not None
         return True
@@ -273,7 +303,7 @@ class Plan:
                 return f"{base}/evaluate/{benchmark}"
             case "metrics", _:
                 return f"{base}/evaluate"
-            case "fit", _:
+            case (("fit" | "scores"), _):
                 return f"{base}/score"
             case "config", _:
                 return base
@@ -285,6 +315,8 @@ class Plan:
                 return "model"
             case "fit", _:
                 return "reranker"
+            case "scores", (part,):
+                return f"scores-{part}.parquet"
             case "embed", (_, _, part):
                 return f"{part}.parquet"
             case "evaluate", (_, label):

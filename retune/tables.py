@@ -34,8 +34,14 @@ TABLES: dict[str, pa.Schema] = {
     ),
     # label 1 positive, 0 negative (a benchmark's grade may exceed 1); origin "given", "mined" or "random"
     "pairs": _schema(query_id=i64, text_id=i64, label=i8, origin=text, similarity_=f32, score_=f32),
+    # pairs as mine writes them; rank: the place in the retriever's ranking, from 0, of a mined negative
+    "mined": _schema(query_id=i64, text_id=i64, label=i8, origin=text, similarity_=f32, score_=f32, rank_=i32),
+    # what mining did, in counts: retune/data/funnel.py says which
+    "mining": _schema(measure=text, name=text, value=f64),
     # row: the whole rejected row as JSON where it could be read, else the raw line
     "rejected": _schema(dataset=text, source=text, reason=text, row=text),
+    # one row a distinct (query text, passage): query_id is the first query of its text
+    "scores": _schema(query_id=i64, text_id=i64, score=f32),
     "lengths": _schema(text_id=i64, n_tokens=i32),
     # n_tokens: the longest of the query, its positives and its negatives
     "bins": _schema(query_id=i64, n_tokens=i32, length_bin=text),
@@ -46,8 +52,14 @@ TABLES: dict[str, pa.Schema] = {
         p_value_=f64,
     ),
     # one row a logged step of training
-    # loss: the mean since the row before; grad_norm: of the step itself, before it is clipped
-    "history": _schema(step=i64, epoch=f64, loss_=f64, learning_rate_=f64, grad_norm_=f64),
+    # grad_norm (before it is clipped) and learning_rate: the step's own; all else: means since the row before,
+    # over all processes: similarity of the positives and of the negatives, share of queries whose positive scores
+    # best, tokens a second, share of padding
+    "history": _schema(
+        step=i64, epoch=f64, loss_=f64, learning_rate_=f64, grad_norm_=f64, positive_similarity_=f64,
+        negative_similarity_=f64, accuracy_=f64, tokens_per_second_=f64, padding_=f64,
+        dev_=f64,  # what the queries that were set aside say: nDCG@10 of an embedder, MRR of a reranker
+    ),
 }  # fmt: skip
 
 

@@ -174,14 +174,16 @@ def cheapest(lengths, max_tokens, multiple, overhead) -> int:
 
 @settings(deadline=None)
 @given(
-    st.lists(st.integers(1, 30), min_size=1, max_size=14), st.integers(1, 120), st.integers(1, 8), st.integers(0, 50)
-)
-def test_chunks_hold_every_row_once_within_the_budget(lengths, max_tokens, multiple, overhead):
-    chunks = length_chunks(np.array(lengths), max_tokens, multiple, overhead)
+    st.lists(st.integers(1, 30), min_size=1, max_size=14), st.integers(1, 120), st.integers(1, 8), st.integers(0, 50),
+    st.none() | st.integers(1, 5),
+)  # fmt: skip
+def test_chunks_hold_every_row_once_within_the_budget(lengths, max_tokens, multiple, overhead, max_rows):
+    chunks = length_chunks(np.array(lengths), max_tokens, multiple, overhead, max_rows)
     assert sorted(np.concatenate(chunks).tolist()) == list(range(len(lengths)))
     for rows in chunks:
         width = -(-max(lengths[row] for row in rows) // multiple) * multiple
         assert len(rows) == 1 or len(rows) * width <= max_tokens
+        assert max_rows is None or len(rows) <= max_rows
 
 
 @settings(deadline=None)

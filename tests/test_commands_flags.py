@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from retune.cli import STAGES, main
-from retune.commands import embed, mine, models, score, split
+from retune.commands import embed, mine, models, score, split, train
 from retune.commands.flags import Flag, Given, parse
 from retune.config import EmbedConfig, EmbedderConfig, MineConfig, RerankerConfig
 from retune.runtime import UserError
@@ -18,7 +18,7 @@ from retune.runtime import UserError
 FILES = ["--input_file", "a", "--output_file", "b"]
 
 # What the incumbents' own --help names (hn_mine.py in its newer and its older form, split_data_by_length.py,
-# add_reranker_score.py).
+# add_reranker_score.py, finetune.embedder.encoder_only.base and .m3, the older baai_general_embedding.finetune.run).
 INCUMBENTS = {
     mine: "input_file output_file range_for_sampling similarity_range negative_number candidate_pool "
     "use_gpu_for_searching search_batch_size embedder_name_or_path model_name_or_path embedder_model_class "
@@ -30,6 +30,13 @@ INCUMBENTS = {
     "reranker_model_class reranker_peft_path query_instruction_for_rerank query_instruction_format_for_rerank "
     "passage_instruction_for_rerank passage_instruction_format_for_rerank cache_dir reranker_batch_size "
     "reranker_query_max_length reranker_max_length normalize prompt cutoff_layers compress_ratio compress_layers",
+    train: "model_name_or_path config_name tokenizer_name cache_dir trust_remote_code token train_data cache_path "
+    "train_group_size query_max_len passage_max_len pad_to_multiple_of max_example_num_per_dataset "
+    "query_instruction_for_retrieval query_instruction_format knowledge_distillation passage_instruction_for_retrieval "
+    "passage_instruction_format shuffle_ratio same_dataset_within_batch small_threshold drop_threshold "
+    "negatives_cross_device temperature fix_position_embedding sentence_pooling_method normalize_embeddings "
+    "sub_batch_size kd_loss_type colbert_dim unified_finetuning use_self_distill fix_encoder self_distill_start_step "
+    "normlized normalized use_inbatch_neg output_dir overwrite_output_dir",
 }
 
 
@@ -50,7 +57,7 @@ def test_every_mining_key_is_a_flag() -> None:
     assert {f"embed.{key}" for key in EmbedConfig.model_fields} - keys == {"embed.cache"}
 
 
-@pytest.mark.parametrize("module", [embed, mine, score, split], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [embed, mine, score, split, train], ids=lambda module: module.__name__)
 def test_no_spelling_means_two_things(module) -> None:
     names = [name for flag in module.FLAGS for name in flag.names]
     assert len(names) == len(set(names)) and all(name == name.replace("-", "_") for name in names)

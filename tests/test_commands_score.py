@@ -260,7 +260,8 @@ def test_mistakes_are_one_line(folder: Folder, flags: list[str], message: str) -
 
 
 def test_a_model_that_is_no_reranker_of_the_class(folder: Folder, tmp_path: Path) -> None:
-    assert "decoder-only-layerwise" in folder.said("--reranker_model_class", "decoder-only-layerwise", code=1)
+    said = folder.said("--reranker_model_class", "decoder-only-layerwise", code=1)
+    assert "--reranker_model_class: its tokenizer has no token 'Yes'" in said
     folder.teacher = str(tiny_bert(tmp_path / "encoder"))
     assert f"model {folder.teacher}" in folder.said(code=1)
     words = folder.words()

@@ -83,6 +83,14 @@ def test_what_one_section_needs_of_another() -> None:
     assert lines(SMALL | {"train": None, "evaluate": {"models": ["base", "tuned"]}}) == [
         "evaluate.models: `tuned` needs the section `train`, which is off"
     ]
+    threshold = {"mine": {"max_score_of_teacher": 0.0}}
+    assert lines(SMALL | threshold) == [
+        "mine.max_score_of_teacher: expected a section `reranker` that names the teacher"
+    ]
+    assert (
+        "needs the section `score`"
+        in lines(SMALL | threshold | {"reranker": {"model": "r", "fit": {}}, "score": None})[0]
+    )
     assert "cutoffs" in lines(SMALL | {"evaluate": {"k": 10, "cutoffs": [1, 100]}})[0]
 
 
@@ -98,6 +106,13 @@ def test_variant_reports_only_its_own_mistakes() -> None:
     assert found[0].startswith("train.temperature: expected greater than 0")
     assert found[1].startswith("variants.a.mine.x: unknown key")
     assert found[2] == "variants.b.name: a variant cannot change this key"
+
+
+def test_a_variant_that_another_sections_key_breaks_is_reported() -> None:
+    raw = SMALL | {"reranker": {"model": "r"}, "score": {}, "variants": {"bare": {"reranker": None}}}
+    assert lines(raw) == [
+        "variants.bare.score: expected a section `reranker` that names the teacher (or `score: null`)"
+    ]
 
 
 def test_variant_references() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny import some_texts, tiny_bert
 from transformers import T5Config, T5Model
 
 from retune.config import EmbedderConfig
+from retune.model import embedder as embedder_module
 from retune.model.backbone import set_dropout
 from retune.model.embedder import Embedder
 from retune.model.pooling import POOLINGS
@@ -144,6 +146,140 @@ def test_a_query_may_have_an_instruction_of_its_own(model):
     found = ours.encode_queries(["fun", "fun", "fun"], ["cost: ", None, ""])
     expected = load(model).encode_queries(["cost: fun", "bar: fun", "bar: fun"])
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+# ---- tokenising beside computing ----------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(embedder_module, "AHEAD", 500)
+
+
+def test_texts_come_out_in_their_order_whatever_the_blocks(model, small_blocks):
+    ours = load(model, query_instruction="bar: ")
+    texts = [*some_texts(200, seed=3, longest=60), "", *some_texts(3)]
+    own = [None if row % 3 else "cost: " for row in range(len(texts))]
+    expected = ours.encode(ours.tokenize(texts, "query", own))
+    np.testing.assert_allclose(ours.encode_texts(texts, "query", own), expected, atol=1e-6)
+    np.testing.assert_allclose(ours.encode_queries(texts, own), expected, atol=1e-6)
+    assert ours.encode_texts([], "query").shape == (0, ours.dim)
+
+
+def test_each_text_is_tokenised_once_longest_first_and_one_block_ahead(model, small_blocks):
+    ours = load(model)
+    texts = some_texts(300, seed=5, longest=60)
+    tokenize, encode, log = ours.tokenize, ours.encode, []
+
+    def told_tokenize(part, *rest):
+        log.append(("tokenize", list(part), threading.current_thread() is threading.main_thread()))
+        return tokenize(part, *rest)
+
+    def told_encode(tokens, *rest):
+        started = sum(kind == "tokenize" for kind, *_ in log)
+        encoded = sum(kind == "encode" for kind, *_ in log)
+        log.append(("encode", started - encoded, None))
+        return encode(tokens, *rest)
+
+    ours.tokenize, ours.encode = told_tokenize, told_encode
+    ours.encode_texts(texts, "passage")
+    blocks = [part for kind, part, _ in log if kind == "tokenize"]
+    assert not any(main for kind, _, main in log if kind == "tokenize")
+    assert sorted(text for block in blocks for text in block) == sorted(texts)
+    sizes = [len(text) for block in blocks for text in block]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(blocks) > 10
+    assert all(sum(map(len, block)) <= 500 + max(sizes) for block in blocks)
+    ahead = [number for kind, number, _ in log if kind == "encode"]
+    assert max(ahead) <= 2, "memory is bounded: one block computed, one tokenised"
+
+
+@pytest.mark.parametrize("where", ["tokenize", "encode"])
+def test_a_failure_beside_the_computation_is_raised_as_it_is(model, small_blocks, where):
+    ours, calls = load(model), []
+    real = getattr(ours, where)
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise UserError("disk on fire")
+        return real(*args)
+
+    setattr(ours, where, failing)
+    before = threading.active_count()
+    with pytest.raises(UserError, match="disk on fire"):
+        ours.encode_texts(some_texts(200), "passage")
+    assert len(calls) <= 4
+    assert threading.active_count() == before, "no thread is left"
+
+
+def test_the_bar_counts_each_text_once(model, small_blocks):
+    class Bar:
+        n = 0
+
+        def update(self, by):
+            self.n += by
+
+    bar = Bar()
+    load(model).encode_texts(some_texts(120), "passage", None, 64, bar)
+    assert bar.n == 120
+
+
+# ---- fewer dimensions ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_truncated_vectors_are_the_first_dimensions_normalised(model, normalize, pooling):
+    whole = load(model, pooling=pooling, normalize=False).encode_passages(TEXTS)
+    ours = load(model, pooling=pooling, normalize=normalize, truncate_dim=12)
+    expected = whole[:, :12]
+    if normalize:
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    assert ours.dim == 12
+    np.testing.assert_allclose(ours.encode_passages(TEXTS), expected, atol=1e-6)
+    with torch.no_grad():  # what training sees
+        assert ours(torch.tensor([[2, 7, 8, 9, 3]])).shape == (1, 12)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_truncation_survives_saving_here_and_there(model, tmp_path, normalize):
+    ours = load(model, truncate_dim=12, normalize=normalize)
+    ours.save(tmp_path / "a")
+    theirs = SentenceTransformer(str(tmp_path / "a"), device="cpu")
+    assert theirs.get_embedding_dimension() == 12
+    np.testing.assert_allclose(theirs.encode(TEXTS), ours.encode_passages(TEXTS), atol=1e-5)
+    again = load(tmp_path / "a")
+    np.testing.assert_array_equal(again.encode_passages(TEXTS), ours.encode_passages(TEXTS))
+    load(tmp_path / "a", truncate_dim=5).save(tmp_path / "b")
+    theirs = SentenceTransformer(str(tmp_path / "b"), device="cpu")
+    np.testing.assert_allclose(theirs.encode(TEXTS), load(tmp_path / "b").encode_passages(TEXTS), atol=1e-5)
+    assert load(tmp_path / "b").dim == 5
+    theirs.save(str(tmp_path / "c"))
+    np.testing.assert_array_equal(
+        load(tmp_path / "c").encode_passages(TEXTS), load(tmp_path / "b").encode_passages(TEXTS)
+    )
+
+
+def test_the_dimension_that_sentence_transformers_saved_is_read(model, tmp_path):
+    theirs = SentenceTransformer(str(model), device="cpu", truncate_dim=9)
+    theirs.save(str(tmp_path))
+    ours = load(tmp_path)
+    assert ours.dim == 9
+    np.testing.assert_allclose(ours.encode_passages(TEXTS), theirs.encode(TEXTS, normalize_embeddings=True), atol=1e-5)
+
+
+def test_more_dimensions_than_there_are_is_a_mistake(model):
+    with pytest.raises(UserError, match=r"embedder\.truncate_dim: 33 is more than the 32 dimensions of"):
+        load(model, truncate_dim=33)
+
+
+def test_another_dense_module_is_refused(model, tmp_path):
+    load(model, truncate_dim=12).save(tmp_path)
+    weight = load_file(tmp_path / "2_Dense/model.safetensors")["linear.weight"]
+    save_file({"linear.weight": weight * 2}, tmp_path / "2_Dense/model.safetensors")
+    with pytest.raises(UserError, match="its module Dense is not supported"):
+        load(tmp_path)
 
 
 # ---- what is said, asked for, and saved ---------------------------------------------------------

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tiny import some_texts, tiny_tokenizer
 
 from retune.model import engine
-from retune.model.engine import Tokenizer, Tokens, pad, token_batches, tokens_of
+from retune.model.budget import TokenBudget, budget_for, out_of_memory
+from retune.model.engine import Tokenizer, Tokens, pad, rounded, tokens_of
 from retune.runtime import UserError
 
 CPU = torch.device("cpu")
@@ -51,24 +52,47 @@ def test_take_gives_the_texts_asked_for_in_that_order(texts, data):
 # ---- batches ------------------------------------------------------------------------------------
 
 
+def batches_of(lengths, budget, multiple=1) -> list[tuple[int, int]]:
+    """(texts, width) of each batch that `run` makes."""
+    shapes = []
+
+    def watched(input_ids, attention_mask=None):
+        shapes.append(tuple(input_ids.shape))
+        return checksum(input_ids, attention_mask)
+
+    run(watched, tokens_with(lengths), budget, multiple)
+    return shapes
+
+
 @given(lengths_of_texts, st.integers(1, 600), st.sampled_from([1, 8, 16]))
-def test_batches_hold_every_row_once_under_the_budget_longest_first(lengths, budget, multiple):
-    lengths = np.array(lengths, np.int64)
-    batches = token_batches(lengths, budget, multiple)
-    rows = np.concatenate([np.empty(0, int), *batches])
-    assert sorted(rows.tolist()) == list(range(len(lengths)))
-    assert (np.diff(lengths[rows]) <= 0).all()
-    for batch in batches:
-        width = -(-lengths[batch].max() // multiple) * multiple
-        assert len(batch) == 1 or len(batch) * width <= budget
+def test_batches_are_under_the_budget_longest_first_and_full(lengths, budget, multiple):
+    shapes = batches_of(lengths, budget, multiple)
+    assert sum(texts for texts, _ in shapes) == len(lengths)
+    widths = rounded(np.array(sorted(lengths, reverse=True), np.int64), multiple)
+    for texts, width in shapes:
+        assert width == widths[0], "the longest that is left"
+        assert texts == 1 or texts * width <= budget
+        assert texts == len(widths) or (texts + 1) * width > budget
+        widths = widths[texts:]
 
 
-def test_batches_are_full_and_waste_little():
-    lengths = np.random.default_rng(0).integers(10, 300, 5000)
-    batches = token_batches(lengths, 4096)
-    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
-    assert padded / lengths.sum() < 1.02
-    assert len(batches) <= 1.1 * lengths.sum() / 4096
+def test_rounding_by_hand():
+    lengths = np.array([0, 1, 15, 16, 31, 32, 33, 63, 65, 127, 129, 200, 255, 257, 500, 513, 2000])
+    assert rounded(lengths, 1).tolist() == lengths.tolist()
+    expected = [0, 1, 15, 16, 31, 32, 34, 64, 68, 128, 136, 200, 256, 272, 512, 528, 2000]
+    assert rounded(lengths, 16).tolist() == expected
+    assert rounded(lengths, 8).tolist() == [*expected[:13], 264, 504, 520, 2000]
+    every = np.arange(1, 4000)
+    assert (rounded(every, 16) <= every * 17 / 16).all()
+    assert len(set(rounded(np.arange(1, 513), 16).tolist())) == 96, "few shapes"
+
+
+@pytest.mark.parametrize(("multiple", "limit"), [(1, 0.01), (8, 0.03), (16, 0.03)])
+def test_padding_is_under_three_percent_of_computed_tokens(multiple, limit):
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(4.4, 0.9, 20_000).astype(int), 3, 512)  # docstrings: median 81, mean 112
+    computed = sum(texts * width for texts, width in batches_of(lengths, 4096, multiple))
+    assert 1 - lengths.sum() / computed < limit
 
 
 def test_pad_by_hand():
@@ -116,6 +140,104 @@ def test_out_of_memory_halves_and_computes_nothing_twice(fits):
     assert sum(computed) == len(tokens)
     failed = sum(size > fits for size in tries)
     assert 1 <= failed <= 6, "the budget stays halved, so failures do not repeat with every batch"
+
+
+MESSAGES = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    MemoryError("Unable to allocate 3 GiB for an array"),
+]
+
+
+@pytest.mark.parametrize("error", MESSAGES, ids=lambda error: type(error).__name__)
+def test_memory_of_the_host_may_run_out_too(error):
+    tokens, sizes = tokens_with([20] * 40), []
+
+    def small(input_ids):
+        sizes.append(input_ids.numel())
+        if input_ids.numel() > 100:
+            raise error
+        return checksum(input_ids)
+
+    np.testing.assert_array_equal(run(small, tokens, 400), run(checksum, tokens, 400))
+    assert sizes[:3] == [400, 160, 60], "half, less an eighth, in whole texts"
+    assert sum(size for size in sizes if size <= 100) == 800
+
+
+def test_other_errors_are_raised_as_they_are():
+    def broken(**batch):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        run(broken, tokens_with([3, 4]))
+    assert not out_of_memory(ValueError("out of memory"))
+
+
+# ---- finding the budget -------------------------------------------------------------------------
+
+
+def probe(fits: int, budget: TokenBudget, lengths) -> list[tuple[int, bool]]:
+    """(padded tokens, whether they fitted) of each batch of a run on a device where `fits` tokens fit."""
+    tokens, tries, computed = tokens_with(lengths), [], []
+
+    def limited(input_ids, attention_mask=None):
+        tries.append((input_ids.numel(), input_ids.numel() <= fits))
+        if input_ids.numel() > fits:
+            raise torch.OutOfMemoryError("too much")
+        computed.append(len(input_ids))
+        return checksum(input_ids, attention_mask)
+
+    np.testing.assert_array_equal(run(limited, tokens, budget), run(checksum, tokens, 64))
+    assert sum(computed) == len(lengths), "no text is computed twice"
+    return tries
+
+
+@given(st.integers(200, 5000), lengths_of_texts.filter(lambda lengths: len(lengths) > 5))
+def test_the_probe_grows_to_what_fits_with_at_most_one_failure(fits, lengths):
+    budget = TokenBudget(200, 4000)
+    tries = probe(fits, budget, lengths)
+    assert sum(not fitted for _, fitted in tries) <= 1
+    assert budget.tokens <= 4000
+
+
+def test_the_probe_doubles_while_it_fits_then_stays():
+    lengths = [10] * 2000
+    budget = TokenBudget(100, 1600)
+    sizes = [size for size, _ in probe(10**6, budget, lengths)]
+    assert sizes[:5] == [100, 200, 400, 800, 1600]
+    assert set(sizes[4:-1]) == {1600}
+    assert (budget.tokens, budget.growing) == (1600, False)
+
+
+def test_the_probe_goes_back_below_half_of_what_did_not_fit_and_tells_the_next_run():
+    budget = TokenBudget(100, 10**6)
+    tries = probe(1000, budget, [10] * 2000)
+    assert tries[:6] == [(100, True), (200, True), (400, True), (800, True), (1600, False), (700, True)]
+    assert {size for size, _ in tries[5:-1]} == {700}
+    assert {size for size, _ in probe(1000, budget, [10] * 700)} == {700}
+
+
+def test_the_probe_halves_where_even_the_first_batch_is_too_large():
+    budget = TokenBudget(1000, 8000)
+    tries = probe(300, budget, [10] * 500)
+    assert tries[:4] == [(1000, False), (430, False), (180, True), (180, True)]
+
+
+def test_small_batches_prove_nothing():
+    budget = TokenBudget(100, 800)
+    budget.fitted(50)
+    assert budget.tokens == 100
+    budget.fitted(60)
+    assert budget.tokens == 200
+    budget.fitted(200, room=False)
+    assert (budget.tokens, budget.growing) == (200, False)
+
+
+def test_the_budget_of_a_device():
+    gpu, cpu = budget_for(torch.device("cuda"), torch.bfloat16), budget_for(CPU, torch.float32)
+    assert gpu.growing and gpu.ceiling > gpu.tokens
+    assert not cpu.growing
+    assert not budget_for(CPU, torch.bfloat16).growing
 
 
 def test_memory_that_runs_out_later_loses_nothing():

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny import tiny_bert
 from toy import toy_tables
 
 from retune import tables
 from retune.config import FitConfig, RerankerConfig
+from retune.data import candidates
 from retune.model.reranker import Reranker
+from retune.objective.losses import pointwise
 from retune.runtime import UserError
-from retune.stages.fit import fit
+from retune.stages.fit import _tokens, fit, mrr
 
 
 def job(folder: Path, args: dict | None = None, **changed) -> dict:
@@ -93,3 +97,66 @@ def test_mistakes_name_the_section(trained):
     paths = {name: trained / "tables" / f"{name}.parquet" for name in ("texts", "queries", "pairs")}
     with pytest.raises(UserError, match=r"reranker\.fit\.args: .*learning_rat"):
         fit(**paths, **job(trained / "wrong", {"learning_rat": 1}))
+
+
+# ---- other losses, adapters, queries held back --------------------------------------------------
+
+
+def test_pointwise_by_hand():
+    """Positives 2 and 0, negatives 0 and -2: the mean of log(1 + e^-2), log 2, log 2 and log(1 + e^-2)."""
+    logits = torch.tensor([[2.0, 0.0], [0.0, -2.0]])
+    expected = np.mean([np.log1p(np.exp(-2)), np.log(2), np.log(2), np.log1p(np.exp(-2))])
+    assert pointwise(logits).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_pointwise_learns_scores_that_say_yes_or_no(trained, tmp_path):
+    tiny_bert(tmp_path / "base", dropout=0.0)
+    fit(**toy_tables(tmp_path / "tables"), **job(tmp_path / "run", loss="pointwise"))
+    logits = Reranker.load(str(tmp_path / "run" / "model")).score(texts_of(tmp_path)).reshape(-1, 4)
+    assert logits[:, 0].mean() > logits[:, 1:].mean() + 0.5 and logits[:, 1:].mean() < 0
+
+
+def test_adapters_are_folded_into_a_plain_checkpoint(tmp_path):
+    """Only adapters and head are trained, and the saved model needs no peft."""
+    tiny_bert(tmp_path / "base", dropout=0.0)
+    lora = {"use_lora": True, "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+    fit(**toy_tables(tmp_path / "tables"), **job(tmp_path / "run", {"learning_rate": 1e-2}, **lora))
+    saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    assert not [name for name in saved if "lora" in name]
+    changed = {name for name, weights in base.items() if not torch.equal(saved[f"bert.{name}"], weights)}
+    assert "encoder.layer.0.attention.self.query.weight" in changed
+    assert not [name for name in changed if "embeddings" in name or "LayerNorm" in name]
+    logits = Reranker.load(str(tmp_path / "run" / "model")).score(texts_of(tmp_path)).reshape(-1, 4)
+    assert (logits.argmax(1) == 0).mean() > 0.5  # four candidates
+
+
+def test_the_best_checkpoint_on_held_back_queries_becomes_the_model(tmp_path):
+    tiny_bert(tmp_path / "base", dropout=0.0)
+    fit(**toy_tables(tmp_path / "tables"), **job(tmp_path / "run", {"num_train_epochs": 10}, dev_queries=6))
+    rows = tables.read(tmp_path / "run" / "history.parquet", "history").to_pylist()
+    values = [row["dev"] for row in rows if row["dev"] is not None]
+    assert len(values) == 10 and all(0 < value <= 1 for value in values)
+    model = Reranker.load(RerankerConfig(model=str(tmp_path / "run" / "model"), max_length=48))
+    data = candidates.load(**files(tmp_path), group_size=3, seed=3)
+    train, held = data.hold_back(6, 3)
+    assert len(train) == 18 and len(held) == 6
+    assert mrr(model, _tokens(model, held, files(tmp_path)["texts"]), held) == pytest.approx(max(values))
+
+
+def files(folder: Path) -> dict[str, Path]:
+    return {name: folder / "tables" / f"{name}.parquet" for name in ("texts", "queries", "pairs")}
+
+
+def test_held_back_queries_of_one_text_stay_together_and_nothing_is_lost(tmp_path):
+    texts = [f"query {i // 2}" for i in range(24)]
+    toy_tables(tmp_path / "tables", text=texts)
+    data = candidates.load(**files(tmp_path), group_size=3, seed=3)
+    train, held = data.hold_back(5, 0)
+    assert len(held) == 4 and not set(train.queries) & set(held.queries)
+    assert sorted([*train.query_ids, *held.query_ids]) == sorted(data.query_ids)
+    for part in (train, held):
+        for row, query in enumerate(part.query_ids):
+            old = int(np.flatnonzero(data.query_ids == query)[0])
+            wanted = data.text_ids[data.starts[old] :][: data.n_positives[old] + data.n_negatives[old]]
+            assert part.text_ids[part.starts[row] :][: len(wanted)].tolist() == wanted.tolist()

@@ -171,6 +171,12 @@ def test_a_folder_name_opts_out_of_in_batch_negatives(tmp_path):
     assert run(tmp_path, train={"y": off})["queries"]["in_batch_negatives"].to_list() == [False]
 
 
+@pytest.mark.parametrize(("name", "takes"), [("a_no_in_batch_neg.jsonl", False), ("no_in_batch_neg_a.jsonl", True)])
+def test_a_file_name_opts_out_of_in_batch_negatives(tmp_path, name, takes):
+    write(tmp_path / name, [{"query": "q", "pos": ["p"]}])
+    assert run(tmp_path, train=str(tmp_path / name))["queries"]["in_batch_negatives"].to_list() == [takes]
+
+
 # ---- dev split ----------------------------------------------------------------------------------
 
 WORDS = st.sampled_from(["a", "A", "b", "B ", "c", "d", "e", "f", "ﬁ", "fi", "g", "h"])

@@ -1,157 +1,17 @@
 """mine: what may never be taken is never taken, what was asked for is there, and the bytes are the same each time."""
 
-import itertools
-import json
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import some_texts
+from world import World, may_take, of, reads, simple, worlds
 
-from retune import tables
 from retune.config import MineConfig
 from retune.data import negatives
 from retune.runtime import UserError
-from retune.stages.mine import mine
-
-META = {"model": "m", "revision": "None", "pooling": "mean", "normalize": "True"}
-NFCORPUS = Path(__file__).resolve().parents[2] / "shared" / "data" / "nfcorpus"
-
-
-class World:
-    """Tables and vectors in a folder, and `mine` on them."""
-
-    def __init__(self, folder: Path, texts, queries, pairs, text_vectors, query_vectors, split=None, bins=None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.texts, self.queries, self.pairs = folder, texts, queries, pairs
-        self.text_vectors, self.query_vectors = np.asarray(text_vectors), np.asarray(query_vectors)
-        self.split, n = split or ["train"] * len(queries), len(queries)
-        none = [None] * n
-        tables.write(
-            folder / "texts.parquet", "texts",
-            {"text_id": range(len(texts)), "text": texts, "key": [None] * len(texts)},
-        )  # fmt: skip
-        columns = {
-            "query_id": range(n), "dataset": ["d"] * n, "text": queries, "key": none, "prompt": none, "type": none,
-            "in_batch_negatives": [True] * n, "batch_size": none, "split": self.split,
-            "source": [f"train.jsonl:{row + 1}" for row in range(n)],
-        }  # fmt: skip
-        tables.write(folder / "queries.parquet", "queries", columns)
-        columns = dict(zip(("query_id", "text_id", "label"), map(list, zip(*pairs, strict=True)), strict=True))
-        columns |= {"origin": ["given"] * len(pairs), "similarity": [None] * len(pairs), "score": [None] * len(pairs)}
-        tables.write(folder / "pairs.parquet", "pairs", columns)
-        self.bins = bins
-        if bins:
-            tokens, names, of_query = bins
-            tables.write(folder / "lengths.parquet", "lengths", {"text_id": range(len(texts)), "n_tokens": tokens})
-            columns = {"query_id": range(n), "n_tokens": [1] * n, "length_bin": [names[i] for i in of_query]}
-            tables.write(folder / "bins.parquet", "bins", columns)
-
-    def vectors(self, name: str, vectors: np.ndarray, first: int = 0) -> Path:
-        path = self.folder / f"{name}.parquet"
-        with tables.writer(path, tables.embeddings_schema(vectors.shape[1], "float32"), META) as out:
-            if len(vectors):
-                ids = np.arange(first, first + len(vectors))
-                out.write({"id": ids, "vector": tables.vector_array(vectors.astype(np.float32))})
-        return path
-
-    def mine(self, seed: int = 0, shards: int = 1, **options) -> Path:
-        cuts = [len(self.texts) * i // shards for i in range(shards + 1)]
-        parts = [self.vectors(f"t{i}", self.text_vectors[a:b], a) for i, (a, b) in enumerate(itertools.pairwise(cuts))]
-        out = self.folder / "mined.parquet"
-        files = {name: self.folder / f"{name}.parquet" for name in ("texts", "queries", "pairs")}
-        if self.bins:
-            files |= {name: self.folder / f"{name}.parquet" for name in ("lengths", "bins")}
-        mine(
-            **files, query_vectors=self.vectors("q", self.query_vectors), text_vectors=parts, seed=seed, out=out,
-            settings=MineConfig(**options),
-        )  # fmt: skip
-        return out
-
-    def rows(self, **options) -> list[SimpleNamespace]:
-        return [SimpleNamespace(**row) for row in pq.read_table(self.mine(**options)).to_pylist()]
-
-    def similarity(self) -> np.ndarray:
-        return (self.query_vectors.astype(np.float64) @ self.text_vectors.T.astype(np.float64)).astype(np.float32)
-
-    def ranked(self, query: int) -> list[int]:
-        scores = self.similarity()[query]
-        return sorted(range(len(self.texts)), key=lambda text: (-scores[text], text))
-
-
-def reads(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def of(rows, query: int, *origins: str) -> list[int]:
-    return [row.text_id for row in rows if row.query_id == query and row.origin in origins]
-
-
-def simple(folder: Path, n_texts=40, n_queries=6, seed=0, dim=8, **more) -> World:
-    """Query i has positive i (from the first one again where texts end); vectors at random."""
-    rng = np.random.default_rng(seed)
-    return World(
-        folder, [f"text {i}" for i in range(n_texts)], [f"query {i}" for i in range(n_queries)],
-        [(i, i % n_texts, 1) for i in range(n_queries)], rng.standard_normal((n_texts, dim)),
-        rng.standard_normal((n_queries, dim)), **more,
-    )  # fmt: skip
-
 
 # ---- properties ---------------------------------------------------------------------------------
-
-
-@st.composite
-def worlds(draw):
-    """Few words, so that queries and texts often read the same, also in another writing; small vectors that tie."""
-    word = st.sampled_from(["a", "b", "c", "d", "A", "b ", " C", "e", "f", "g", "h"])
-    texts = draw(st.lists(word, min_size=1, max_size=11, unique=True))
-    queries = draw(st.lists(word, min_size=1, max_size=6))
-    pair = st.tuples(st.integers(0, len(queries) - 1), st.integers(0, len(texts) - 1), st.sampled_from([0, 1, 1]))
-    pairs = draw(st.lists(pair, min_size=1, max_size=12, unique_by=lambda one: one[:2]))
-    split = draw(st.lists(st.sampled_from(["train", "train", "dev"]), min_size=len(queries), max_size=len(queries)))
-    rng = np.random.default_rng(draw(st.integers(0, 1000)))
-    vectors = rng.integers(-1, 2, (len(texts), 2)), rng.integers(-1, 2, (len(queries), 2))
-    low = draw(st.integers(0, 3))
-    options = {
-        "range_for_sampling": f"{low}-{low + draw(st.integers(1, 12))}", "negative_number": draw(st.integers(1, 5)),
-        "sampling": draw(st.sampled_from(["random", "top"])), "keep_existing_neg": draw(st.booleans()),
-        "similarity_range": draw(st.sampled_from([None, "0-1"])),
-        "absolute_margin": draw(st.sampled_from([None, 0.5])), "relative_margin": draw(st.sampled_from([None, 0.1])),
-    }  # fmt: skip
-    return texts, queries, pairs, *vectors, split, options
-
-
-def may_take(world: World, query: int, options) -> tuple[list[int], list[int]]:
-    """By plain loops: (candidates in the window, by rank; texts that a random fill may take besides)."""
-    scores, texts = world.similarity()[query], world.texts
-    readings = [reads(text) for text in texts]
-    mine_too = [q for q, other in enumerate(world.queries) if reads(other) == reads(world.queries[query])]
-    forbidden = {reads(world.queries[query])}
-    dev, train = set(), set()
-    for q, t, label in world.pairs:
-        if q in mine_too and (label or options["keep_existing_neg"]):
-            forbidden.add(readings[t])
-        if label:
-            (train if world.split[q] == "train" else dev).add(readings[t])
-    forbidden |= dev - train
-    positives = [scores[t] for q, t, label in world.pairs if q == query and label]
-    low, high, top = 0.0, 1.0, np.float32(np.inf)
-    if not options["similarity_range"]:
-        low, high = -np.inf, np.inf
-    if positives and options["relative_margin"] is not None:
-        top = min(top, min(positives) - np.float32(options["relative_margin"]) * abs(min(positives)))
-    if positives and options["absolute_margin"] is not None:
-        top = min(top, min(positives) - np.float32(options["absolute_margin"]))
-    free = [t for t in range(len(texts)) if readings[t] not in forbidden and readings.index(readings[t]) == t]
-    first, end = map(int, options["range_for_sampling"].split("-"))
-    seen = world.ranked(query)[:end]
-    window = [t for t in seen[first:] if t in free and low <= scores[t] <= min(high, top)]
-    too_similar = [t for t in seen if scores[t] > min(high, top)]
-    return window, [t for t in free if t not in too_similar]
 
 
 @settings(max_examples=150, deadline=None)
@@ -159,10 +19,10 @@ def may_take(world: World, query: int, options) -> tuple[list[int], list[int]]:
 def test_what_holds_for_all_tables(tmp_path_factory, made, shortage):
     *contents, split, options = made
     world = World(tmp_path_factory.mktemp("w"), *contents, split)
-    number, scores = options["negative_number"], world.similarity()
+    number, scores = options["negative_number"], world.similarity(options["retriever"])
     trained = [query for query, side in enumerate(split) if side == "train"]
-    windows = {query: may_take(world, query, options) for query in trained}
-    short = [query for query in trained if len(windows[query][0]) < number]
+    may = {query: may_take(world, query, options) for query in trained}
+    short = [query for query in trained if len(may[query].window) < number]
     if shortage == "error" and short:
         with pytest.raises(UserError, match=rf"{len(short)} queries have .* first train\.jsonl:{short[0] + 1}:"):
             world.mine(on_shortage=shortage, **options)
@@ -170,7 +30,7 @@ def test_what_holds_for_all_tables(tmp_path_factory, made, shortage):
     rows = world.rows(on_shortage=shortage, **options)
     assert {row.query_id for row in rows} <= set(trained), "set-aside queries are not mined"
     for query in trained:
-        window, fill = windows[query]
+        window, fill = may[query].window, may[query].fill
         mined, filled = of(rows, query, "mined"), of(rows, query, "random")
         if shortage == "drop" and query in short:
             assert not [row for row in rows if row.query_id == query]
@@ -186,19 +46,52 @@ def test_what_holds_for_all_tables(tmp_path_factory, made, shortage):
         assert sorted((row.text_id, row.label) for row in rows if row.query_id == query and row.origin == "given") == (
             sorted(given_rows)
         )
+    ranked = {query: world.ranked(query, options["retriever"], 2 * end(options)) for query in trained}
     for row in rows:
         assert row.similarity == scores[row.query_id][row.text_id]
         assert row.origin == "given" or row.label == 0
+        assert row.rank == (ranked[row.query_id].index(row.text_id) if row.origin == "mined" else None)
+        assert row.score == (9.0 if row.origin == "given" else None), "scores that came with the data are kept"
     order = [(row.query_id, -row.label, row.origin != "given") for row in rows]
     assert order == sorted(order)
+    added_up(world.counts(), rows, may, short, shortage)
 
 
-@settings(max_examples=25, deadline=None)
+def end(options) -> int:
+    return int(options["range_for_sampling"].split("-")[1])
+
+
+def added_up(counts, rows, may, short, shortage) -> None:
+    """Every candidate is counted once."""
+    mined = [row for row in rows if row.origin == "mined"]
+    assert counts["candidates"]["seen"] == sum(len(one.seen) for one in may.values())
+    assert counts["candidates"]["chosen"] == len(mined)
+    assert counts["candidates"]["seen"] == counts["candidates"]["chosen"] + sum(counts["removed"].values())
+    kept = counts["removed"]["not_drawn"] + counts["removed"].get("query_dropped", 0) + len(mined)
+    assert kept == sum(len(one.window) for one in may.values()), "what the filters left"
+    assert counts["queries"]["mined_for"] == len(may) and counts["queries"]["short"] == len(short)
+    assert counts["queries"]["dropped"] == (len(short) if shortage == "drop" else 0)
+    assert counts.get("random", {}).get("filled", 0) == len([row for row in rows if row.origin == "random"])
+    lowest = {}
+    for row in rows:
+        if row.label:
+            lowest[row.query_id] = min(lowest.get(row.query_id, np.inf), row.similarity)
+    compared = [row for row in mined if row.query_id in lowest]
+    near = [row for row in compared if row.similarity >= np.float32(below(np.float32(lowest[row.query_id])))]
+    assert counts["suspected"] == {"compared": len(compared), "similar": len(near)}
+
+
+def below(positive: np.float32) -> np.float32:
+    return positive - np.float32(0.05) * abs(positive)
+
+
+@settings(max_examples=40, deadline=None)
 @given(made=worlds(), seed=st.integers(0, 99), shards=st.sampled_from([1, 2, 5]), batch=st.sampled_from([1, 2, 1024]))
 def test_the_same_bytes_whatever_the_shards_and_batches(tmp_path_factory, made, seed, shards, batch):
     world = World(tmp_path_factory.mktemp("w"), *made[:-1])
-    first = world.mine(seed, **made[-1]).read_bytes()
+    first, counts = world.mine(seed, **made[-1]).read_bytes(), world.counts()
     assert world.mine(seed, shards, search_batch_size=batch, **made[-1]).read_bytes() == first
+    assert world.counts() == counts
 
 
 # ---- who is drawn -------------------------------------------------------------------------------
@@ -260,7 +153,7 @@ def test_margins_by_hand(tmp_path):
 
 def test_a_relative_margin_lies_below_a_negative_similarity_too():
     lowest = np.array([0.8, -0.4, np.inf], np.float32)
-    found = negatives.ceilings(lowest, MineConfig(relative_margin=0.05))
+    found = negatives.ceilings(negatives.limits(lowest, MineConfig(relative_margin=0.05)), 3)
     np.testing.assert_allclose(found, [0.76, -0.42, np.inf], rtol=1e-6)
 
 
@@ -388,33 +281,6 @@ def test_vectors_of_another_table_are_refused(tmp_path):
     world.text_vectors = world.text_vectors[:-1]
     with pytest.raises(UserError, match=r"39 vectors for 40 rows of .*texts\.parquet"):
         world.mine()
-
-
-# ---- on real text -------------------------------------------------------------------------------
-
-
-def test_ranks_and_window_on_nfcorpus(tmp_path):
-    """Word-hash vectors of real passages: the mined ranks equal those of a plain float64 sort."""
-    if not (NFCORPUS / "corpus.jsonl").is_file():
-        pytest.skip("nfcorpus is not in ../shared/data")
-    with open(NFCORPUS / "corpus.jsonl") as lines:
-        texts = [json.loads(line)["text"] for line, _ in zip(lines, range(1500), strict=False)]
-    vectors = np.zeros((len(texts), 64))
-    for row, text in enumerate(texts):
-        for word in text.lower().split():
-            vectors[row, sum(word.encode()) % 64] += 1
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    vectors = vectors.astype(np.float32)
-    queries = [text.split(".")[0] for text in texts[:80]]
-    world = World(tmp_path, texts, queries, [(i, i, 1) for i in range(80)], vectors, vectors[:80])
-    rows = world.rows(range_for_sampling="10-210", negative_number=15, shards=3, on_shortage="error")
-    scores = vectors[:80].astype(np.float64) @ vectors.T.astype(np.float64)
-    for query in range(80):
-        order = np.lexsort((np.arange(len(texts)), -scores[query].astype(np.float32)))
-        rank = {text: place for place, text in enumerate(order.tolist())}
-        mined = of(rows, query, "mined")
-        assert len(set(mined)) == 15 and query not in mined
-        assert all(10 <= rank[text] < 210 for text in mined)
 
 
 def test_the_query_itself_among_the_texts_is_never_taken(tmp_path):

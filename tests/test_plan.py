@@ -74,7 +74,7 @@ def test_stages_that_are_off_have_no_targets(plan: Plan) -> None:
 
 
 def test_rules_get_their_own_settings_only(plan: Plan) -> None:
-    assert set(plan.settings(Node("x", "mine"))) == {"settings", "seed"}
+    assert set(plan.settings(Node("x", "mine"))) == {"settings", "reranker", "seed"}
     embed = plan.settings(Node("x", "embed", ("base", TRAIN, "queries")))
     assert not [key for key in embed["embedder"] if key.startswith("passage_")]
     assert "temperature" not in str(plan.settings(Node("x", "score")))
@@ -85,3 +85,26 @@ def test_the_seed_reaches_what_draws(plan: Plan) -> None:
     for rule in ("ingest", "mine", "fit", "train", "metrics"):
         labels = ()
         assert plan.key(Node("x", rule, labels)) != other.key(Node("x", rule, labels)), rule
+
+
+def test_words_alone_need_no_vectors() -> None:
+    plan = Plan(load(RAW | {"variants": {"words": {"mine": {"retriever": "bm25"}}, "both": {"mine": {"rrf_k": 1}}}}))
+    assert plan.mined_vectors("x.words") == []
+    assert {node.rule for node in plan.parents(Node("x.words", "mine"))} == {"ingest"}
+    assert [node.labels for node in plan.mined_vectors("x.both")] == [("base", TRAIN, part) for part in plan.parts("x")]
+    assert len({path(plan, run, "mine") for run in ("x", "x.words", "x.both")}) == 3
+
+
+def test_a_ready_teacher_is_a_part_of_mining_and_one_that_is_fitted_is_not() -> None:
+    def runs(reranker: dict, **score) -> Plan:
+        variants = {"other": {"reranker": {"max_length": 99}}, "strict": {"mine": {"max_score_of_teacher": -1}}}
+        mine = {"mine": {"max_score_of_teacher": 0.5}, "variants": variants} | ({"score": score} if score else {})
+        return Plan(load(RAW | {"reranker": {"model": "r"} | reranker} | mine))
+
+    ready, fitted, relabelled = runs({}), runs({"fit": {}}), runs({}, false_negatives="relabel")
+    assert ready.settings(Node("x", "mine"))["reranker"]["model"] == "r"
+    assert path(ready, "x.other", "mine").startswith("results/x.other/")
+    assert path(ready, "x.strict", "mine").startswith("results/x.strict/")
+    for plan in (fitted, relabelled):  # the threshold, too, is the score stage's
+        assert plan.settings(Node("x", "mine"))["reranker"] is None
+        assert path(plan, "x.other", "mine") == path(plan, "x.strict", "mine") == path(plan, "x", "mine")

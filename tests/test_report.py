@@ -14,8 +14,10 @@ import pytest
 
 from retune import tables
 from retune.config import ReportConfig
+from retune.data.funnel import Funnel
 from retune.report.costs import duration, jobs
 from retune.report.measures import Metrics, difference
+from retune.report.mining import share_above
 from retune.report.page import cut, escape, signed, table
 from retune.report.spread import bars, nice_step, quantiles
 from retune.stages.metrics import metrics as write_metrics
@@ -61,9 +63,12 @@ def write_run(path: Path, ranked: dict[int, list[int]]) -> None:
 
 def write_history(path: Path, steps: int) -> None:
     grid = range(10, 10 * steps + 1, 10)
-    tables.write(path, "history", {
+    absent = {field.name: [None] * steps for field in tables.TABLES["history"] if field.nullable}
+    tables.write(path, "history", absent | {
         "step": list(grid), "epoch": [step / 100 for step in grid], "loss": [3 * 0.97**i for i in range(steps)],
         "learning_rate": [2e-5 * (1 - i / steps) for i in range(steps)], "grad_norm": [1.0] * steps,
+        "positive_similarity": [0.8] * steps, "negative_similarity": [0.3] * steps, "accuracy": [0.9] * steps,
+        "tokens_per_second": [1e4] * steps, "padding": [0.05] * steps,
     })  # fmt: skip
 
 
@@ -364,3 +369,111 @@ def test_markup_of_texts() -> None:
     assert "&lt;i&gt;" in table(["<i>"], [["a"]])
     assert cut("one two three", 8) == "one two …"
     assert (signed(0.1), signed(-0.25), signed(-0.0001)) == ("+0.100", "−0.250", "0.000")
+
+
+# ---- mining -------------------------------------------------------------------------------------
+
+
+def write_mined(folder: Path, rows: list[tuple], ranks: list[int | None]) -> Path:
+    names = ("query_id", "text_id", "label", "origin", "similarity", "score")
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    tables.write(folder / "mined.parquet", "mined", columns | {"rank": ranks})
+    return folder / "mined.parquet"
+
+
+def mined_inputs(folder: Path) -> dict[str, Path]:
+    """Three queries: one with a negative above its positive, one near to it, one far; and the counts of a run."""
+    write_texts(folder / "texts.parquet", [f"Text {i} {EVIL}" for i in range(9)])
+    write_queries(folder / "queries.parquet", [f"Query {i} {EVIL}" for i in range(3)])
+    rows = [
+        (0, 0, 1, "given", 0.5, None), (0, 3, 0, "mined", 0.75, None), (0, 4, 0, "random", 0.9, None),
+        (1, 1, 1, "given", 0.5, None), (1, 5, 0, "mined", 0.48, None), (1, 6, 0, "mined", 0.25, None),
+        (2, 2, 1, "given", 0.5, None), (2, 7, 0, "mined", 0.1, None), (2, 8, 0, "given", 0.99, None),
+    ]  # fmt: skip
+    mined = write_mined(folder, rows, [None, 12, None, None, 13, 14, None, 15, None])
+    counts = Funnel()
+    counts.add("candidates", "seen", 1000)
+    for name, n in {"own": 30, "set_aside": 0, "relative_margin": 170, "not_drawn": 796}.items():
+        counts.add("removed", name, n)
+    counts.add("candidates", "chosen", 4)
+    for name, n in {"mined_for": 3, "short": 1, "still_short": 0}.items():
+        counts.add("queries", name, n)
+    counts.add("random", "filled", 1)
+    counts.write(folder / "mining.parquet", {
+        "settings": '{"range_for_sampling": "10-210", "relative_margin": 0.05, "negative_number": 2}',
+    })  # fmt: skip
+    names = ("texts", "queries", "mining")
+    return {name: folder / f"{name}.parquet" for name in names} | {"mined": mined, "pairs": mined}
+
+
+def written(folder: Path, inputs: dict) -> str:
+    report(run="x", inputs=inputs, out=folder / "x.html", settings=ReportConfig())
+    text = (folder / "x.html").read_text()
+    checked(text)
+    return text
+
+
+def plain(markup: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", markup).split())
+
+
+def test_the_funnel_adds_up(tmp_path: Path) -> None:
+    text = plain(written(tmp_path, mined_inputs(tmp_path)))
+    assert "4 hard negatives mined for 3 queries. 1 of the queries (33.3%) had fewer candidates" in text
+    assert "and got 1 random passage instead." in text
+    assert (
+        "candidates of rank 10-210 1,000 100.0% the query&#x27;s positives, and the query itself 30 970 97.0% "
+        "positives of queries that were set aside 0 970 97.0% too near to the positive: relative_margin 0.05 170 800 "
+        "80.0% not drawn: more than negative_number 2 796 4 0.4% chosen 4 0.4%"
+    ) in text
+
+
+def test_suspected_negatives_by_hand(tmp_path: Path) -> None:
+    """0.75 and 0.48 are at least 95% of 0.5; random and given ones are not counted."""
+    inputs = mined_inputs(tmp_path)
+    assert share_above(inputs["mined"], "similarity", 0.05) == (2, 4)
+    assert share_above(inputs["mined"], "similarity", 0.0, strict=True) == (1, 4)
+    assert share_above(inputs["mined"], "score", 0.0) == (0, 0)
+    text = written(tmp_path, inputs)
+    assert "50.0% of the mined negatives (2) are suspected" in text
+    boxes = re.findall(r'<details class="example">.*?</details>', text, re.S)
+    assert [plain(box).split(" ", 1)[0] for box in boxes] == ["+0.250", "−0.020", "−0.400"]
+    assert [box.count('class="suspected"') for box in boxes] == [1, 1, 0]
+    assert "Positive, similarity 0.500: Text 0" in plain(boxes[0]) and "similarity 0.750, rank 12: Text 3" in plain(
+        boxes[0]
+    )
+    assert EVIL not in text and "Text 4" not in boxes[0]
+
+
+def test_what_the_teacher_made_of_mined_negatives(tmp_path: Path) -> None:
+    inputs = mined_inputs(tmp_path)
+    scored = [
+        (0, 0, 1, "given", 0.5, 1.0), (0, 3, 1, "mined", 0.75, 4.0), (1, 1, 1, "given", 0.5, 1.0),
+        (1, 6, 0, "mined", 0.25, 1.5), (2, 2, 1, "given", 0.5, 1.0), (2, 7, 0, "mined", 0.1, -2.0),
+    ]  # fmt: skip
+    write_pairs(tmp_path / "scored.parquet", scored)
+    text = written(tmp_path, inputs | {"pairs": tmp_path / "scored.parquet"})
+    assert "The teacher scores 50.0% of those that it has scored above the lowest positive." in text
+    boxes = [plain(box) for box in re.findall(r'<details class="example">.*?</details>', text, re.S)]
+    assert [box.split(" ", 1)[0] for box in boxes] == ["+0.500", "−3.000"]
+    assert "similarity 0.250, rank 14, teacher 1.50: Text 6" in boxes[0]
+    assert "similarity 0.480, rank 13, left out by the teacher: Text 5" in boxes[0]
+
+
+def test_no_examples_are_shown_where_none_are_wanted(tmp_path: Path) -> None:
+    inputs = mined_inputs(tmp_path)
+    report(run="x", inputs=inputs, out=tmp_path / "x.html", settings=ReportConfig(examples=0))
+    text = (tmp_path / "x.html").read_text()
+    assert 'id="mining"' in text and "Query 0" not in text and "Text 3" not in text
+
+
+def test_mining_without_its_counts_or_ranks(tmp_path: Path) -> None:
+    """Results of an earlier version: the table of pairs alone."""
+    inputs = mined_inputs(tmp_path)
+    older = tables.read(inputs["mined"], "pairs")
+    tables.write(tmp_path / "pairs.parquet", "pairs", older)
+    text = written(
+        tmp_path, {name: inputs[name] for name in ("texts", "queries")} | {"pairs": tmp_path / "pairs.parquet"}
+    )
+    assert "4 hard negatives mined, and 1 drawn at random where too few candidates were left." in text
+    assert "similarity 0.750: Text 3" in plain(text) and "suspected" in text and "candidates of rank" not in text

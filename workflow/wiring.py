@@ -15,7 +15,8 @@ from typing import Any
 from retune.data.files import expand
 from retune.experiment import ConfigError, load
 from retune.fingerprint import fingerprint
-from retune.plan import TRAIN, Node, Plan
+from retune.plan import TRAIN as TRAIN  # for the rules
+from retune.plan import Node, Plan
 from retune.runtime import UserError
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
@@ -58,6 +59,16 @@ class Wiring:
         return lambda wildcards: self.plan.settings(
             Node(wildcards.run, rule, tuple(getattr(wildcards, label, label) for label in labels))
         )
+
+    def portable(self, rule: str, *labels: str) -> Callable[[Any], dict[str, Any]]:
+        """`settings` without the path of a model that is an input: its content counts, in any workflow."""
+        settings, files = self.settings(rule, *labels), self.model("model")
+
+        def found(wildcards: Any) -> dict[str, Any]:
+            job = settings(wildcards)
+            return job | {"embedder": job["embedder"] | {"model": "input"}} if files(wildcards) else job
+
+        return found
 
     def made(self, rule: str, file: str = "") -> Callable[[Any], str]:
         """Path of another artifact of the same run."""
@@ -107,12 +118,17 @@ class Wiring:
         return files
 
     def encoder(self, wildcards: Any) -> list[str]:
-        """The checkpoint that a reranker's own training starts from."""
-        return weights(self.plan.config(wildcards.run).reranker.model)
+        """The checkpoint that a reranker's own training starts from, or that a ready one is."""
+        reranker = self.plan.config(wildcards.run).reranker
+        return weights(reranker.model) + (weights(reranker.peft_path) if reranker.peft_path else [])
 
     def teacher(self, wildcards: Any) -> list[str]:
         fitted = self.plan.config(wildcards.run).reranker.fit
         return [self.plan.path(Node(wildcards.run, "fit"))] if fitted else self.encoder(wildcards)
+
+    def mining_teacher(self, wildcards: Any) -> list[str]:
+        """The ready reranker that filters while mining, where there is one."""
+        return self.encoder(wildcards) if self.plan.config(wildcards.run).mining_teacher else []
 
     def merged(self, wildcards: Any) -> list[str]:
         found = []
@@ -129,8 +145,7 @@ class Wiring:
         return self.plan.path(source, "queries.parquet" if wildcards.part == "queries" else "texts.parquet")
 
     def mined_vectors(self, wildcards: Any) -> list[str]:
-        label = self.plan.miner(wildcards.run)
-        return [self.plan.path(Node(wildcards.run, "embed", (label, TRAIN, p))) for p in self.plan.parts(wildcards.run)]
+        return [self.plan.path(node) for node in self.plan.mined_vectors(wildcards.run)]
 
     def mined_lengths(self, wildcards: Any) -> list[str]:
         if self.plan.config(wildcards.run).mine.pool != "bin":
@@ -139,6 +154,9 @@ class Wiring:
 
     def unscored_pairs(self, wildcards: Any) -> str:
         return self.plan.path(Node(wildcards.run, "mine" if self.plan.config(wildcards.run).mine else "ingest"))
+
+    def scored_parts(self, wildcards: Any) -> list[str]:
+        return [self.plan.path(node) for node in self.plan.scored_parts(wildcards.run)]
 
     def pairs(self, wildcards: Any) -> str:
         return self.plan.path(self.plan.pairs(wildcards.run))
@@ -183,6 +201,9 @@ class Wiring:
         }
         found |= {name: plan.path(Node(run, "split"), f"{name}.parquet") for name in ("lengths", "bins")}
         found |= {"pairs": plan.path(plan.pairs(run)), "config": plan.path(Node(run, "config"))}
+        if config.mine:
+            mine = Node(run, "mine")
+            found |= {"mined": plan.path(mine), "mining": plan.path(mine, "mining.parquet")}
         if config.train:
             found["history"] = plan.path(Node(run, "train"), "history.parquet")
         if config.score and config.reranker.fit:
@@ -202,12 +223,16 @@ class Wiring:
         return list(dict.fromkeys(f"benchmarks/{run}" for run in (self.plan.main, wildcards.run)))
 
 
+DECIDING = {".safetensors", ".bin", ".json", ".txt", ".model", ".py", ".jinja"}  # weights, tokenizer, configs, code
+
+
 def weights(reference: str) -> list[str]:
     """The files of a model which lies in a folder here, so that a new model there is noticed."""
     folder = Path(reference).expanduser()
     if ":" in reference or not folder.is_dir():
         return []
-    return sorted(str(file) for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json"))
+    own = sorted(str(file) for file in folder.iterdir() if file.suffix in DECIDING)
+    return own + sorted(str(file) for file in folder.glob("*/config.json"))  # of its modules, such as pooling
 
 
 def _expand(patterns: Sequence[str], key: str) -> list[str]:

@@ -73,6 +73,8 @@ def from_section(
             continue
         kind, choices = _kind(info.annotation)
         default = None if info.is_required() else info.get_default(call_default_factory=True)
+        if choices and default is not None and type(None) in get_args(info.annotation):
+            choices = (*choices, None)  # there is no other way to ask for it
         shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
         flag = Flag(
             names(field), info.description or "", f"{section}.{field}", kind, shown=shown, choices=choices, group=group
@@ -86,7 +88,9 @@ def _kind(annotation: Any) -> tuple[Literal["value", "list", "bool"], tuple[Any,
     if get_origin(annotation) is Annotated:
         return _kind(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return _kind(next(one for one in get_args(annotation) if one is not type(None)))
+        parts = [one for one in get_args(annotation) if one is not type(None)]
+        kind, choices = _kind(parts[0])
+        return kind, (*choices, True, False) if choices and bool in parts else choices
     if get_origin(annotation) is Literal:
         return "value", get_args(annotation)
     return ("bool" if annotation is bool else "list" if get_origin(annotation) is list else "value"), ()
@@ -96,20 +100,20 @@ class Given:
     """What a user typed, by any of a flag's names: `given["negative_number"]`, its default where it was not typed."""
 
     def __init__(self, flags: Sequence[Flag], values: Mapping[str, Any], typed: Mapping[str, str]) -> None:
-        self._flags = {name: flag for flag in flags for name in flag.names}
-        self._rows, self._values, self._typed = list(flags), values, typed
+        self._by_name = {name: flag for flag in flags for name in flag.names}
+        self.flags, self._values, self._typed = list(flags), values, typed
 
     def __getitem__(self, name: str) -> Any:
-        flag = self._flags[name]
+        flag = self._by_name[name]
         return self._values.get(flag.name, flag.default)
 
     def typed(self, name: str) -> bool:
         """Whether the flag was given."""
-        return name in self._flags and self._flags[name].name in self._values
+        return name in self._by_name and self._by_name[name].name in self._values
 
     def shown(self, name: str) -> str:
         """The flag as it was typed, or by its first name."""
-        flag = self._flags[name]
+        flag = self._by_name[name]
         return self._typed.get(flag.name, f"--{flag.name}")
 
     def mistake(self, name: str, text: str) -> UserError:
@@ -121,8 +125,9 @@ class Given:
         Raises:
             UserError: with a line for each value that the section does not take.
         """
-        of_key = {flag.key: flag for flag in self._rows if (flag.key or "").startswith(f"{section}.")}
-        values = {key.split(".")[1]: self[flag.name] for key, flag in of_key.items() if self[flag.name] is not None}
+        of_key = {flag.key: flag for flag in self.flags if re.fullmatch(rf"{section}\.\w+", flag.key or "")}
+        given = {key: flag.name for key, flag in of_key.items() if self.typed(flag.name) or self[flag.name] is not None}
+        values = {key.split(".")[1]: self[name] for key, name in given.items()}
         try:
             return config(**(values | fixed))
         except ValidationError as error:
@@ -132,6 +137,9 @@ class Given:
     def _explain(self, error: Mapping[str, Any], section: str, of_key: Mapping[str, Flag]) -> str:
         flag = of_key.get(f"{section}.{error['loc'][0]}") if error["loc"] else None
         text = re.sub(r"^Input should be ", "expected ", error["msg"].removeprefix("Value error, "))
+        if not error["loc"] and f"{section}.{text.split(':')[0]}" in of_key:  # of several keys; the first is named
+            name, _, text = text.partition(": ")
+            return f"{self.shown(of_key[f'{section}.{name}'].name)}: {text}"
         if error["type"] == "missing":
             text = "required, but not given"
         elif "found" not in text and not isinstance(error["input"], dict):
@@ -140,7 +148,7 @@ class Given:
 
     def in_flags(self, message: str) -> str:
         """A stage's message with the flags in place of the config keys which they set."""
-        for flag in self._rows:
+        for flag in self.flags:
             if flag.key:
                 shown, key = self.shown(flag.name), re.escape(flag.key)
                 message = re.sub(rf"`{key}: (\w+)`", rf"`{shown} \1`", message)
@@ -250,24 +258,32 @@ def _chooser(flag: Flag) -> Callable[[str], Any]:
     by_name = {str(choice): choice for choice in flag.choices}
 
     def choose(text: str) -> Any:
-        if text not in by_name:
+        name = text if text in by_name else text.capitalize()  # true is True
+        if name not in by_name:
             raise argparse.ArgumentTypeError(f"expected one of {', '.join(by_name)}; found {text!r}")
-        return by_name[text]
+        return by_name[name]
 
     return choose
 
 
-def parse(command: str, flags: Sequence[Flag], about: str, argv: Sequence[str]) -> Given:
+def parse(
+    command: str, flags: Sequence[Flag], about: str, argv: Sequence[str],
+    further: Callable[[], list[Flag]] | None = None,
+) -> Given:  # fmt: skip
     """Read a command's flags; `-` and `_` in a name are the same, and so are `--flag value` and `--flag=value`.
+
+    Args:
+        further: more flags, asked for where one is not among `flags`.
 
     Raises:
         UserError: for an unknown flag, naming the nearest known one, or a value that a flag does not take.
     """
     argv = [re.sub(r"^--[^=\s]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in argv]
-    known = {name: flag for flag in flags for name in flag.names}
-    known |= {f"no_{name}": flag for name, flag in known.items() if flag.kind == "bool"}
     names = [re.split(r"[=\s]", word[2:])[0] for word in argv if word.startswith("--")]
-    unknown = dict.fromkeys(name for name in names if name and name not in known and name != "help")
+    known, unknown = _sorted_out(names, flags)
+    if unknown and further:
+        flags = [*flags, *further()]
+        known, unknown = _sorted_out(names, flags)
     if unknown:
         raise UserError("\n".join(f"retune {command}: unknown flag --{name}{_near(name, known)}" for name in unknown))
     namespace, reader = argparse.Namespace(typed_flags={}), parser(command, flags, about)
@@ -277,6 +293,13 @@ def parse(command: str, flags: Sequence[Flag], about: str, argv: Sequence[str]) 
         raise UserError(f"retune {command}: unexpected {rest[0]!r}: a value comes after its --flag")
     typed = namespace.typed_flags
     return Given(flags, {name: value for name, value in vars(namespace).items() if name in typed}, typed)
+
+
+def _sorted_out(names: Sequence[str], flags: Sequence[Flag]) -> tuple[dict[str, Flag], list[str]]:
+    """The flags by all their names, and those of `names` that are not among them."""
+    known = {name: flag for flag in flags for name in flag.names}
+    known |= {f"no_{name}": flag for name, flag in known.items() if flag.kind == "bool"}
+    return known, list(dict.fromkeys(name for name in names if name and name not in known and name != "help"))
 
 
 def _near(name: str, known: Mapping[str, Flag]) -> str:

@@ -96,6 +96,30 @@ def embedder_flags() -> list[Flag]:
     ]  # fmt: skip
 
 
+def trained_flags() -> list[Flag]:
+    """Flags of the section `embedder` for a model that is trained, with the incumbents' names and defaults."""
+    lengths = {"query_max_length": ("query_max_len", 32), "passage_max_length": ("passage_max_len", 128)}
+    own = {
+        "model": {"names": ("model_name_or_path", "embedder_name_or_path"), "help": REFERENCE, "required": True},
+        "family": {"names": ("family", "embedder_model_class"), "convert": _family, "choices": KNOWN},
+        "pooling": {
+            "names": ("sentence_pooling_method", "pooling_method", "pooling"), "shown": "the checkpoint's, else cls",
+        },
+        "normalize": {
+            "names": ("normalize_embeddings", "normlized", "normalized", "normalize"), "default": True,
+            "help": "Scale vectors to length 1.",
+        },
+    }  # fmt: skip
+    for field, (name, default) in lengths.items():
+        kind = field.split("_")[0]
+        names = (name, field, f"embedder_{field}")
+        own[field] = {"names": names, "default": default, "help": LENGTH.format(kind)}
+    return from_section(
+        "embedder", EmbedderConfig, MODEL, {**EMBEDDER, **own}, lambda field: (field, f"embedder_{field}"),
+        leave=("examples", "dtype"),
+    )  # fmt: skip
+
+
 def reranker_flags(bare: bool) -> list[Flag]:
     """Flags of the section `reranker`: `--reranker_<key>` where the incumbents have no other name for it.
 
@@ -203,13 +227,17 @@ def embedder(given: Given) -> EmbedderConfig:
     """
     if given["embedder_name_or_path"] is None:
         raise given.mistake("embedder_name_or_path", "required, but not given: a folder or a hub id")
-    if (family := given["family"]) and family not in KNOWN:
-        names = [name for name, meant in FAMILIES.items() if meant in KNOWN]
-        raise given.mistake("family", f"{family!r} is not supported; supported: {', '.join(names)}")
+    check_family(given, tuple(name for name, meant in FAMILIES.items() if meant in KNOWN))
     for name in ("examples_for_task", "examples_instruction_format"):
         if given.typed(name):
             raise given.mistake(name, "is for in-context models (decoder-only-icl), which are not supported")
     return given.section("embedder", EmbedderConfig, **precision(given, "embedder_dtype"))
+
+
+def check_family(given: Given, names: Sequence[str]) -> None:
+    """Raise a UserError for a family of embedders that is not there; `names` are what those are called that are."""
+    if (family := given["family"]) and family not in KNOWN:
+        raise given.mistake("family", f"{family!r} is not supported; supported: {', '.join(names)}")
 
 
 def reranker(given: Given) -> RerankerConfig | None:

@@ -6,7 +6,7 @@ between is a table on disk and not the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def input_flag(names: tuple[str, ...] = ("input_file",), **more: Any) -> Flag:
 
 def into_tables(
     given: Given, work: Work, files: Sequence[Path], pool: Sequence[Path], rejected: Path, prompts: bool = True,
-    scores: bool = True,
+    scores: bool = True, datasets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Path]:  # fmt: skip
     """The tables of rows and of more passages: query i is the i-th good row, also where it is like another.
 
@@ -50,10 +50,11 @@ def into_tables(
         rejected: where bad rows are listed, with `--on_bad_row skip`.
         prompts: whether a row's `prompt` is its query's instruction.
         scores: whether teacher scores are read; else a row may hold any.
+        datasets: what the section `ingest` says of `files`, as its key `train`; one dataset where not given.
     """
     found = {name: work.path(f"ingest/{name}.parquet") for name in TABLES}
     settings = given.section(
-        "ingest", IngestConfig, train={"input": {"path": [str(path) for path in files]}},
+        "ingest", IngestConfig, train=datasets or {"input": {"path": [str(path) for path in files]}},
         corpus=[str(path) for path in pool],
     )  # fmt: skip
     of = {"settings": settings.model_dump(mode="json"), "files": identity([*files, *pool]), "prompts": prompts}
@@ -71,7 +72,8 @@ def into_tables(
             tables.write(found["queries"], "queries", without.to_arrow())
 
     work.step("ingest", "ingest", list(found.values()), of, read)
-    _list_rejected(found["rejected"], rejected)
+    if work.leads:
+        _list_rejected(found["rejected"], rejected)
     return found
 
 

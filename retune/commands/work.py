@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from retune.fingerprint import fingerprint
 from retune.runtime import atomic, log
 
 KEYS = "steps.json"
+WAIT, PATIENCE = 0.2, 600.0  # seconds between looks at what the process that leads has done, and between warnings
 WORK_DIR = Flag(
     ("work_dir",), "Folder that keeps the tables in between: a run that was interrupted goes on there.",
     shown="a folder beside the output, removed at the end",
@@ -31,15 +34,21 @@ WORK_DIR = Flag(
 
 
 class Work:
-    """Tables of a command in `folder`; `kept` is whether they outlive it."""
+    """Tables of a command in `folder`; `kept` is whether they outlive it.
 
-    def __init__(self, folder: Path, kept: bool) -> None:
-        self.folder, self.kept = folder, kept
+    Where several processes run the command, one `leads`: it does the steps, and the others wait for them.
+    """
+
+    def __init__(self, folder: Path, kept: bool, leads: bool = True) -> None:
+        self.folder, self.kept, self.leads = folder, kept, leads
         self._keys: dict[str, str] = {}
         if kept:
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / KEYS).is_file():
-                self._keys = json.loads((folder / KEYS).read_text())
+            self._read()
+
+    def _read(self) -> None:
+        if (self.folder / KEYS).is_file():
+            self._keys = json.loads((self.folder / KEYS).read_text())
 
     def path(self, name: str) -> Path:
         found = self.folder / name
@@ -58,18 +67,42 @@ class Work:
         """
         if not self.kept:
             do()
-            return
-        code = fingerprint(importlib.util.find_spec(f"retune.stages.{stage}").origin)
-        parts = [name, code, json.dumps(of, sort_keys=True, default=str), *(self._keys[step] for step in after)]
-        key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        if self._keys.get(name) == key and all(path.exists() for path in made):
+        elif not self.leads:
+            for look in itertools.count(1):
+                if self.done(name, stage, made, of, after):
+                    break
+                if look * WAIT % PATIENCE < WAIT:
+                    log.error("%s: still waiting for the process of rank 0; do both see %s?", name, self.folder)
+                time.sleep(WAIT)
+                self._read()
+        elif self.done(name, stage, made, of, after):
             log.info("%s: done before, in %s", name, self.folder)
-            return
-        self._keys.pop(name, None)
-        do()
-        self._keys[name] = key
+        else:
+            self._keys.pop(name, None)
+            do()
+            self.record(name, stage, of, after)
+
+    def done(
+        self, name: str, stage: str, made: Sequence[Path], of: Mapping[str, Any], after: Sequence[str] = ()
+    ) -> bool:
+        """Whether a step was done from the same things; its arguments are those of `step`."""
+        return self._keys.get(name) == _key(name, stage, of, map(self.key, after)) and all(map(Path.exists, made))
+
+    def record(self, name: str, stage: str, of: Mapping[str, Any], after: Sequence[str] = ()) -> None:
+        """Note that a step is done."""
+        self._keys[name] = _key(name, stage, of, map(self.key, after))
         with atomic(self.folder / KEYS) as part:
             part.write_text(json.dumps(self._keys, indent=1))
+
+    def key(self, name: str) -> str:
+        """What stands for all that a step, which is done, was made from."""
+        return self._keys[name]
+
+
+def _key(name: str, stage: str, of: Mapping[str, Any], after: Iterable[str]) -> str:
+    code = fingerprint(importlib.util.find_spec(f"retune.stages.{stage}").origin)
+    parts = [name, code, json.dumps(of, sort_keys=True, default=str), *after]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @contextmanager

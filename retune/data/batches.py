@@ -45,26 +45,33 @@ class Group:
 
 
 class GroupDataset(Dataset):
-    """(epoch, query row) → the group drawn for it."""
+    """(epoch, query row) → the group drawn for it.
 
-    def __init__(self, train_set: TrainSet, group_size: int, seed: int) -> None:
-        self.train_set, self.group_size, self.seed = train_set, group_size, seed
+    Args:
+        sizes: passages of each query's group that count, int64 [N]; smaller groups are filled up with their
+            last passage.  All count where not given.
+    """
+
+    def __init__(self, train_set: TrainSet, group_size: int, seed: int, sizes: np.ndarray | None = None) -> None:
+        self.train_set, self.group_size, self.seed, self.sizes = train_set, group_size, seed, sizes
 
     def __len__(self) -> int:
         return len(self.train_set)
 
     def __getitem__(self, key: tuple[int, int]) -> Group:
         epoch, query = key
-        data, wanted = self.train_set, self.group_size - 1
+        data = self.train_set
+        wanted = (self.group_size if self.sizes is None else self.sizes[query]) - 1
         rng = np.random.default_rng([self.seed, epoch, int(data.query_ids[query])])
         start, n_positives, n_negatives = data.starts[query], data.n_positives[query], data.n_negatives[query]
         positive = start + rng.integers(n_positives)
         if not wanted:
-            return Group(query, np.array([positive]))
+            return Group(query, np.full(self.group_size, positive))
         # too few negatives: drawn from several copies of them
         urn = np.tile(np.arange(n_negatives), -(-wanted // n_negatives))
         negatives = start + n_positives + rng.choice(urn, wanted, replace=False)
-        return Group(query, np.append(positive, negatives))
+        filling = np.repeat(negatives[-1:], self.group_size - 1 - wanted)
+        return Group(query, np.concatenate([[positive], negatives, filling]))
 
 
 class GroupSampler:
@@ -96,29 +103,32 @@ class GroupSampler:
             yield [(self.epoch, int(query)) for query in mine]
 
 
-def length_chunks(lengths: np.ndarray, max_tokens: int, multiple: int = 1, overhead: int = 0) -> list[np.ndarray]:
+def length_chunks(
+    lengths: np.ndarray, max_tokens: int, multiple: int = 1, overhead: int = 0, max_rows: int | None = None
+) -> list[np.ndarray]:
     """Rows in chunks of similar length, longest first, at the least cost.
 
     The cost of a chunk is its padded size (rows × longest, rounded up to `multiple`) plus `overhead`,
     the tokens that could be computed in the time that a chunk of its own costs.  A chunk has at most
-    `max_tokens` padded tokens, but one row at least.
+    `max_tokens` padded tokens, but one row at least; and at most `max_rows` rows.
     """
     order = np.argsort(-lengths, kind="stable")
     rounded = -(-lengths[order] // multiple) * multiple
     # Where the rounded length changes, and the end: an optimal chunk begins and ends there, or at the budget.
     edges = np.append(np.flatnonzero(np.diff(rounded, prepend=-1)), len(order))
     widths = rounded[edges[:-1]]
+    most = np.clip(max_tokens // widths, 1, max_rows)  # rows of a chunk of each width
     cost, after = np.zeros(len(edges), np.int64), np.zeros(len(edges), np.int64)
     for first in range(len(widths) - 1, -1, -1):  # cost[i]: of all rows from edges[i] on
         rows = edges[first + 1 :] - edges[first]
-        pieces = -(-rows // max(1, max_tokens // widths[first]))
+        pieces = -(-rows // most[first])
         costs = rows * widths[first] + pieces * overhead + cost[first + 1 :]
         after[first] = first + 1 + np.argmin(costs)
         cost[first] = costs.min()
     chunks, at = [], 0
     while at < len(widths):
         rows = order[edges[at] : edges[after[at]]]
-        pieces = -(-len(rows) // max(1, max_tokens // widths[at]))
+        pieces = -(-len(rows) // most[at])
         chunks += np.array_split(rows, pieces)
         at = after[at]
     return chunks
@@ -133,15 +143,19 @@ class Chunker:
     max_tokens: int
     multiple: int = 1
     overhead: int = CPU_OVERHEAD
+    max_rows: int | None = None
 
     @classmethod
-    def of(cls, model: Embedder | Reranker, tokens: Tokens, max_tokens: int | None, half: bool) -> Chunker:
+    def of(
+        cls, model: Embedder | Reranker, tokens: Tokens, max_tokens: int | None, half: bool,
+        max_rows: int | None = None,
+    ) -> Chunker:  # fmt: skip
         """Chunks that suit the model's device; `half`: whether it computes in 16 bits."""
         device = model.device
         return cls(
             tokens, model.pad_token_id, max_tokens or default_token_budget(device),
             length_multiple(torch.bfloat16 if half else torch.float32, device),
-            CPU_OVERHEAD if device.type == "cpu" else GPU_OVERHEAD,
+            CPU_OVERHEAD if device.type == "cpu" else GPU_OVERHEAD, max_rows,
         )  # fmt: skip
 
     def __call__(self, rows: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
@@ -153,7 +167,7 @@ class Chunker:
         """
         distinct, which = np.unique(rows, return_inverse=True)
         lengths = self.tokens.lengths[distinct]
-        batches = length_chunks(lengths, self.max_tokens, self.multiple, self.overhead)
+        batches = length_chunks(lengths, self.max_tokens, self.multiple, self.overhead, self.max_rows)
         chunks = [pad(self.tokens, distinct[batch], self.pad_id, self.multiple) for batch in batches]
         place = np.empty(len(distinct), np.int64)
         place[np.concatenate(batches)] = np.arange(len(distinct))
@@ -167,10 +181,15 @@ class EmbedderCollate:
         text_rows: row of each candidate's passage in the chunker's tokens, int64 [M]; the queries' rows
             come first, in the order of the `TrainSet`.
         scored: whether teacher scores go into the batch.
+        sizes: passages of each query's group that count, int64 [N]; all where not given.
     """
 
-    def __init__(self, train_set: TrainSet, chunker: Chunker, text_rows: np.ndarray, scored: bool) -> None:
+    def __init__(
+        self, train_set: TrainSet, chunker: Chunker, text_rows: np.ndarray, scored: bool,
+        sizes: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         self.train_set, self.chunker, self.text_rows, self.scored = train_set, chunker, text_rows, scored
+        self.sizes = sizes
         rows, _ = ragged(train_set.starts, train_set.n_positives)  # candidates that are positives
         keys = np.repeat(train_set.same_text, train_set.n_positives)
         order = np.argsort(keys, kind="stable")
@@ -178,7 +197,8 @@ class EmbedderCollate:
 
     def __call__(self, groups: list[Group]) -> dict[str, Any]:
         """The batch: chunks, n_tokens; int64: queries [Q], query_places [Q], passage_places and passage_ids [Q * G],
-        positive_rows and positive_ids [K]; in_batch bool [Q]; teacher float32 [Q, G] where scored.
+        positive_rows and positive_ids [K]; in_batch bool [Q]; teacher float32 [Q, G] where scored;
+        counted bool [Q, G] where groups have sizes of their own.
         """
         queries = np.array([group.query for group in groups])
         candidates = np.stack([group.candidates for group in groups])  # [Q, G]
@@ -192,6 +212,8 @@ class EmbedderCollate:
         }  # fmt: skip
         if self.scored:
             arrays["teacher"] = data.scores[candidates]
+        if self.sizes is not None:
+            arrays["counted"] = np.arange(candidates.shape[1]) < self.sizes[queries, None]
         return batch | {name: torch.from_numpy(values) for name, values in arrays.items()}
 
     def _known(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

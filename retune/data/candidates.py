@@ -7,7 +7,7 @@ queries that have none.  Knows nothing of tokens or models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ class TrainSet:
     queries: list[str]
     prompts: list[str | None]
     """A query's own instruction."""
+    types: list[str | None]
+    """A query's kind of task, see `task_types.py`."""
     sources: list[str]
     """`file:line` of each query, for messages."""
     in_batch: np.ndarray
@@ -45,6 +47,27 @@ class TrainSet:
 
     def __len__(self) -> int:
         return len(self.query_ids)
+
+    def take(self, rows: np.ndarray) -> TrainSet:
+        """The queries at `rows`, in that order, with their candidates."""
+        counts = (self.n_positives + self.n_negatives)[rows]
+        starts = np.cumsum(counts) - counts
+        kept = np.arange(counts.sum()) + np.repeat(self.starts[rows] - starts, counts)
+        changed = {"starts": starts, "text_ids": self.text_ids[kept], "scores": self.scores[kept]}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in changed:
+                changed[field.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
+        return replace(self, **changed)
+
+    def hold_back(self, number: int, seed: int) -> tuple[TrainSet, TrainSet]:
+        """(the others, `number` queries drawn with the seed); queries of one text stay together."""
+        order = np.random.default_rng([seed, len(self), 1]).permutation(int(self.same_text.max(initial=-1)) + 1)
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        sizes = np.bincount(self.same_text, minlength=len(order))[order]
+        held = place[self.same_text] < np.searchsorted(np.cumsum(sizes), number, side="right")
+        return self.take(np.flatnonzero(~held)), self.take(np.flatnonzero(held))
 
 
 def load(
@@ -100,7 +123,8 @@ def load(
     counts = np.bincount(query, minlength=len(rows))
     n_positives = np.bincount(query[positive], minlength=len(rows))
     return TrainSet(
-        query_ids=rows, queries=table["text"].to_pylist(), prompts=table["prompt"].to_pylist(), sources=sources,
+        query_ids=rows, queries=table["text"].to_pylist(), prompts=table["prompt"].to_pylist(),
+        types=table["type"].to_pylist(), sources=sources,
         in_batch=table["in_batch_negatives"].to_numpy(), same_text=same_text, starts=np.cumsum(counts) - counts,
         n_positives=n_positives, n_negatives=counts - n_positives, text_ids=text_id[order], scores=score[order],
     )  # fmt: skip

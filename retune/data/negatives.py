@@ -1,17 +1,23 @@
 """Which candidates become negatives: who may be taken, how similar, and who is drawn.
 
 Pure functions of arrays.  A draw depends on the seed, the query and the text alone, never on
-batches, shards or threads.  Knows nothing of tables, files or search.
+batches, shards or threads.  Knows nothing of tables, files, search or rerankers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from retune.config import MineConfig, bounds
+
+EXCLUSIONS = ("own", "copies", "set_aside")  # filters that decide by who a text is, in order
+SUSPECT_MARGIN = 0.05  # a negative within this relative margin of its query's lowest positive may be a positive
+
+# {filter: (lowest, highest similarity that it lets pass)}, float32 [Q] each, both included
+Limits = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -30,35 +36,72 @@ class Exclusions:
     taken: np.ndarray
     closed: np.ndarray
 
-    def allowed(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """Which candidates `ids` int64 [Q, W] the queries `rows` int64 [Q] may take; -1 is none: bool [Q, W]."""
-        codes = self.group[rows][:, None] * len(self.reads_as) + ids
+    def filters(self, rows: np.ndarray, ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, which candidates `ids` int64 [Q, W] the queries `rows` int64 [Q] may take: bool [Q, W]), in order.
+
+        An id of -1 is no candidate; what is said of it means nothing.
+        """
+        reading = self.reads_as[ids]  # [Q, W]
+        codes = self.group[rows][:, None] * len(self.reads_as) + reading
         at = np.searchsorted(self.taken, codes)
-        hit = np.append(self.taken, -1)[at] == codes
-        return (ids >= 0) & (self.reads_as[ids] == ids) & ~self.closed[ids] & ~hit
+        passes = np.append(self.taken, -1)[at] != codes, reading == ids, ~self.closed[reading]
+        yield from zip(EXCLUSIONS, passes, strict=True)
+
+    def allowed(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Which candidates all the filters let pass; -1 is none: bool [Q, W]."""
+        found = ids >= 0
+        for _, passes in self.filters(rows, ids):
+            found &= passes
+        return found
 
 
-def ceilings(lowest_positive: np.ndarray, settings: MineConfig) -> np.ndarray:
-    """The similarity above which a candidate is too likely a positive: float32 [Q], inf where there is no limit.
+def lowest(query_ids: np.ndarray, values: np.ndarray, n_queries: int) -> np.ndarray:
+    """The lowest value of each query's pairs, inf where it has none: float32 [n_queries]."""
+    found = np.full(n_queries, np.inf, np.float32)
+    np.minimum.at(found, query_ids, values)
+    return found
+
+
+def below(positive, margin: float):
+    """The similarity that lies by the relative `margin` below a positive's, also where that is negative.
+
+    Of numpy arrays or polars expressions; (1 - margin) × positive for the similarities above 0 that NV-Retriever
+    (arXiv:2407.15831) writes it for.
+    """
+    return positive - margin * abs(positive)
+
+
+def limits(lowest_positive: np.ndarray, settings: MineConfig) -> Limits:
+    """What the filters on similarity let pass, in the order in which they are applied.
 
     Args:
-        lowest_positive: float32 [Q]; the similarity of the query's least similar positive, inf where it has none.
+        lowest_positive: float32 [Q]; the similarity of the query's least similar positive, inf where it has none,
+            which leaves it without a limit.
     """
-    ceiling = np.full(len(lowest_positive), np.inf, np.float32)
-    if settings.relative_margin is not None:
-        known = np.isfinite(lowest_positive)
-        ceiling[known] = lowest_positive[known] - settings.relative_margin * np.abs(lowest_positive[known])
-    if settings.absolute_margin is not None:
-        ceiling = np.minimum(ceiling, lowest_positive - settings.absolute_margin)
+    no_floor = np.full(len(lowest_positive), -np.inf, np.float32)
+    found = {}
     if settings.similarity_range:
-        ceiling = np.minimum(ceiling, bounds(settings.similarity_range)[1])
-    return ceiling
+        floor, ceiling = bounds(settings.similarity_range)
+        found["similarity_range"] = np.full_like(no_floor, floor), np.full_like(no_floor, ceiling)
+    if settings.relative_margin is not None:
+        ceiling = lowest_positive.copy()
+        known = np.isfinite(lowest_positive)
+        ceiling[known] = below(lowest_positive[known], settings.relative_margin)
+        found["relative_margin"] = no_floor, ceiling
+    if settings.absolute_margin is not None:
+        found["absolute_margin"] = no_floor, lowest_positive - np.float32(settings.absolute_margin)
+    return found
 
 
-def within(scores: np.ndarray, ceiling: np.ndarray, settings: MineConfig) -> np.ndarray:
-    """Which scores float32 [Q, W] lie between `similarity_range` and the ceilings [Q], both included: bool [Q, W]."""
-    floor = bounds(settings.similarity_range)[0] if settings.similarity_range else -np.inf
-    return (scores >= np.float32(floor)) & (scores <= ceiling[:, None])
+def inside(found: Limits, rows: np.ndarray, similarity: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """(filter, which of `similarity` float32 [n, W] of the queries `rows` int64 [n] it lets pass: bool [n, W])."""
+    for name, (floor, ceiling) in found.items():
+        yield name, (similarity >= floor[rows][:, None]) & (similarity <= ceiling[rows][:, None])
+
+
+def ceilings(found: Limits, n: int) -> np.ndarray:
+    """The similarity above which a candidate is too likely a positive: float32 [n], inf where there is no limit."""
+    return np.minimum.reduce([np.full(n, np.inf, np.float32), *(ceiling for _, ceiling in found.values())])
 
 
 def _mix(*parts: np.ndarray | int) -> np.ndarray:
@@ -85,13 +128,37 @@ def _by_rank(rows: np.ndarray, ids: np.ndarray, seed: int) -> np.ndarray:
 SAMPLING: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {"random": _by_chance, "top": _by_rank}
 
 
-def choose(rows: np.ndarray, ids: np.ndarray, allowed: np.ndarray, settings: MineConfig, seed: int) -> np.ndarray:
-    """The `negative_number` allowed candidates of lowest priority, fewer where there are fewer: bool [Q, W]."""
-    priority = np.where(allowed, SAMPLING[settings.sampling](rows, ids, seed), np.inf)
-    best = np.argsort(priority, axis=1, kind="stable")[:, : settings.negative_number]
-    chosen = np.zeros(ids.shape, bool)
-    np.put_along_axis(chosen, best, True, 1)
-    return chosen & allowed
+def choose(
+    allowed: np.ndarray, priority: np.ndarray, number: int,
+    judge: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """For each query the `number` allowed candidates of lowest priority that the judge lets pass.
+
+    The judge is asked lazily: each round brings it, of every query that still lacks some, as many of the next
+    candidates as it lacks.  So it judges about number × (1 + share refused) a query.
+
+    Args:
+        allowed: bool [Q, W].
+        priority: float64 [Q, W].
+        judge: positions in `allowed` (rows int64 [n], columns int64 [n]) → which pass, bool [n]; None: all do.
+
+    Returns:
+        chosen bool [Q, W], fewer than `number` a query where there are no more; refused bool [Q, W].
+    """
+    chosen, refused = np.zeros(allowed.shape, bool), np.zeros(allowed.shape, bool)
+    order = np.argsort(np.where(allowed, priority, np.inf), axis=1, kind="stable")  # [Q, W], the allowed first
+    available, looked_at = allowed.sum(1), np.zeros(len(allowed), np.int64)  # [Q] each
+    while True:
+        wanted = np.minimum(number - chosen.sum(1), available - looked_at)  # [Q]
+        at = np.repeat(np.arange(len(allowed)), wanted)
+        if not len(at):
+            return chosen, refused
+        place = np.arange(len(at)) - np.repeat(np.cumsum(wanted) - wanted, wanted) + looked_at[at]
+        column = order[at, place]
+        passed = np.ones(len(at), bool) if judge is None else judge(at, column)
+        chosen[at[passed], column[passed]] = True
+        refused[at[~passed], column[~passed]] = True
+        looked_at += wanted
 
 
 def draw(

@@ -43,11 +43,12 @@ class Row:
     type: str | None
 
 
-def check(value: Any, relations: bool = True) -> tuple[Row | None, list[Mistake]]:
+def check(value: Any, relations: bool = True, scores: bool = True) -> tuple[Row | None, list[Mistake]]:
     """The row in a JSON value, or all its mistakes.
 
     Args:
         relations: whether a positive that equals the query is a mistake, as it is in training data.
+        scores: whether its scores count; else they may be anything.
     """
     if not isinstance(value, dict):
         return None, [_no_object(value)]
@@ -55,7 +56,7 @@ def check(value: Any, relations: bool = True) -> tuple[Row | None, list[Mistake]
     query = _text(value, "query", mistakes)
     pos = _texts(value, "pos", mistakes)
     neg = _texts(value, "neg", mistakes) if value.get("neg") is not None else []
-    pos_scores, neg_scores = _both_scores(value, pos, neg, mistakes)
+    pos_scores, neg_scores = _both_scores(value, pos, neg, mistakes) if scores else (None, None)
     prompt, kind = _optional(value, "prompt", mistakes), _optional(value, "type", mistakes)
     if not mistakes:
         if not pos:

@@ -1,4 +1,4 @@
-"""LoRA adapters, folded into the weights of the model they were made for."""
+"""LoRA adapters: put around a model that is to be trained, and folded into the weights of one that is not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,33 @@ from torch import nn
 
 from retune.model.backbone import BROKEN
 from retune.runtime import UserError
+
+
+def wrap(model: nn.Module, rank: int, alpha: float, dropout: float, targets: list[str] | None, task: str) -> nn.Module:
+    """`model` with new LoRA adapters (Hu et al., arXiv:2106.09685), which alone, and a new head, are trained.
+
+    Args:
+        alpha: adapters are scaled by alpha / rank.
+        targets: names of the linear layers that get adapters; None for all.
+        task: peft's name of what the model does, such as SEQ_CLS, whose new head is trained whole.
+
+    Raises:
+        UserError: if no layer has such a name.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets or "all-linear", task_type=task
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"target_modules: {str(error).strip().splitlines()[0]}") from None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model under `wrap`, with what its adapters have learnt in its own weights; others as they are."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def fold(model: nn.Module, adapters: str | None) -> nn.Module:

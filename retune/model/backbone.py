@@ -103,3 +103,20 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except BROKEN as error:
         raise UserError(f"model {folder}: no tokenizer: {str(error).strip().splitlines()[0]}") from None
+
+
+def load_whole(kind, folder: Path, **options) -> torch.nn.Module:
+    """`kind.from_pretrained(folder, **options)`, for any of transformers' model classes.
+
+    Raises:
+        UserError: if it cannot be loaded, or weights are missing.
+    """
+    _quiet()
+    try:
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+    except (*BROKEN, ImportError, AttributeError, TypeError) as error:  # the last three are what outdated code raises
+        raise UserError(f"model {folder}: {str(error).strip().splitlines()[0]}") from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"model {folder}: {len(missing)} weights are missing, such as {missing[0]}")
+    return model

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from retune.runtime import UserError
 
 
@@ -102,6 +104,7 @@ class Card:
     normalize: bool | None = None
     max_length: int | None = None
     lowercase: bool = False
+    truncate_dim: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
 
 
@@ -115,7 +118,8 @@ def card(folder: Path) -> Card:
     limits = [sentence.get("max_seq_length") or read_json(folder / "tokenizer_config.json").get("model_max_length")]
     limits.append(positions(folder))
     known = [int(limit) for limit in limits if limit and limit < 1e9]
-    prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    said = read_json(folder / "config_sentence_transformers.json")
+    prompts, truncate_dim = said.get("prompts") or {}, said.get("truncate_dim")
     pooling, normalize = None, None
     for module in read_json(folder / "modules.json"):
         kind = module["type"].rsplit(".", 1)[-1]
@@ -123,11 +127,14 @@ def card(folder: Path) -> Card:
             pooling, normalize = _pooling(folder, read_json(folder / module["path"] / "config.json"), prompts), False
         elif kind == "Normalize":
             normalize = True
+        elif kind == "Dense" and (kept := _kept(folder / module["path"])):
+            truncate_dim = min(kept, truncate_dim or kept)
         elif kind != "Transformer":
             raise UserError(
                 f"model {folder}: its module {kind} is not supported (Transformer, Pooling and Normalize are)"
             )
-    return Card(pooling, normalize, min(known, default=None), bool(sentence.get("do_lower_case")), prompts)
+    lowercase = bool(sentence.get("do_lower_case"))
+    return Card(pooling, normalize, min(known, default=None), lowercase, truncate_dim, prompts)
 
 
 def positions(folder: Path) -> int | None:
@@ -156,13 +163,42 @@ def _pooling(folder: Path, config: dict[str, Any], prompts: dict[str, str]) -> s
     return found[0]
 
 
+def _kept(folder: Path) -> int | None:
+    """How many dimensions a Dense module keeps that does nothing but truncate; None for any other."""
+    from safetensors.numpy import load_file
+
+    config, file = read_json(folder / "config.json"), folder / "model.safetensors"
+    if config.get("bias") or not str(config.get("activation_function")).endswith(".Identity") or not file.is_file():
+        return None
+    weight = load_file(file)["linear.weight"]
+    return len(weight) if np.array_equal(weight, np.eye(*weight.shape)) else None
+
+
+def _write_truncation(folder: Path, kept: int, dim: int) -> None:
+    """A Dense module that keeps the first `kept` of `dim` dimensions.
+
+    sentence-transformers' own `truncate_dim` comes after all modules, so its vectors would not have length 1.
+    """
+    from safetensors.numpy import save_file
+
+    activation = "torch.nn.modules.linear.Identity"
+    _dump(
+        folder / "config.json",
+        {"in_features": dim, "out_features": kept, "bias": False, "activation_function": activation},
+    )
+    save_file({"linear.weight": np.eye(kept, dim, dtype=np.float32)}, folder / "model.safetensors")
+
+
 def write_card(folder: Path, card: Card, dim: int) -> None:
-    """Write modules, pooling, limits and prompts so that `SentenceTransformer(folder)` gives the same vectors."""
-    modules = [
-        ("", "Transformer"),
-        ("1_Pooling", "Pooling"),
-        *([("2_Normalize", "Normalize")] if card.normalize else []),
-    ]
+    """Write modules, pooling, limits and prompts so that `SentenceTransformer(folder)` gives the same vectors.
+
+    Args:
+        dim: of the backbone's vectors, of which `card.truncate_dim` are kept.
+    """
+    kinds = ["Transformer", "Pooling"]
+    kinds += ["Dense"] if card.truncate_dim else []
+    kinds += ["Normalize"] if card.normalize else []
+    modules = [(f"{index}_{kind}" if index else "", kind) for index, kind in enumerate(kinds)]
     entries = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for index, (path, kind) in enumerate(modules)
@@ -170,6 +206,8 @@ def write_card(folder: Path, card: Card, dim: int) -> None:
     for path, _ in modules[1:]:
         os.makedirs(folder / path, exist_ok=True)
     flags = {flag: name == card.pooling for flag, name in POOLING_FLAGS.items()}
+    if card.truncate_dim:
+        _write_truncation(folder / modules[2][0], card.truncate_dim, dim)
     _dump(folder / "modules.json", entries)
     _dump(folder / "1_Pooling/config.json", {"word_embedding_dimension": dim, **flags, "include_prompt": True})
     _dump(folder / "sentence_bert_config.json", {"max_seq_length": card.max_length, "do_lower_case": card.lowercase})
@@ -177,6 +215,7 @@ def write_card(folder: Path, card: Card, dim: int) -> None:
         "prompts": card.prompts,
         "default_prompt_name": None,
         "similarity_fn_name": "cosine" if card.normalize else "dot",
+        **({"truncate_dim": card.truncate_dim} if card.truncate_dim else {}),
     }
     _dump(folder / "config_sentence_transformers.json", info)
 

@@ -20,6 +20,17 @@ def best_device() -> torch.device:
     return torch.device("cpu")
 
 
+def named(name: str) -> torch.device:
+    """The device of that name, made the current one; a UserError where there is none."""
+    try:
+        found = torch.device(name)
+        if found.type == "cuda":
+            torch.cuda.set_device(found)
+    except (RuntimeError, AssertionError, ValueError, AttributeError) as error:  # the last of a torch without CUDA
+        raise UserError(f"device {name}: {str(error).strip().splitlines()[0]}") from None
+    return found
+
+
 def has_bf16(device: torch.device | None = None) -> bool:
     """Whether bfloat16 products run in hardware; elsewhere they are hundreds of times slower than float32."""
     device = device or best_device()

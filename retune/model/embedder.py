@@ -6,8 +6,10 @@ config overrules it; a contradiction is a warning.  Knows nothing of losses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,16 @@ from torch import Tensor
 from retune.config import EmbedderConfig
 from retune.model import checkpoint, device, engine
 from retune.model.backbone import load_backbone, load_tokenizer
+from retune.model.budget import TokenBudget, budget_for
 from retune.model.engine import Tokenizer, Tokens
+from retune.model.fused import Flat, FlatEncoder
 from retune.model.pooling import POOLINGS
 from retune.model.prompts import Prompt
+from retune.model.shortcut import Shortcut
 from retune.runtime import UserError, log
 
 PASSAGE_PROMPTS = ("document", "passage", "corpus")
+AHEAD = 1 << 20  # characters tokenised at a time, while the model computes the ones before
 
 
 def _chosen(name: str, asked, said, default):
@@ -37,6 +43,7 @@ class Embedder(torch.nn.Module):
     Attributes:
         backbone: the transformer. card: how the checkpoint is used, with the config's choices applied.
         prompts: {"query": Prompt, "passage": Prompt}. max_lengths: tokens, by the same keys.
+        shortcut: the backbone's faster form, where it has one.
     """
 
     def __init__(self, backbone: torch.nn.Module, tokenizer, card: checkpoint.Card, settings: EmbedderConfig) -> None:
@@ -60,6 +67,13 @@ class Embedder(torch.nn.Module):
             asked = getattr(settings, f"{kind}_max_length")
             if asked and asked > self.max_lengths[kind]:
                 log.warning("embedder.%s_max_length: the model takes %d tokens at most", kind, self.max_lengths[kind])
+        if card.truncate_dim and card.truncate_dim > backbone.config.hidden_size:
+            raise UserError(
+                f"embedder.truncate_dim: {card.truncate_dim} is more than the {backbone.config.hidden_size} dimensions "
+                f"of {settings.model}"
+            )
+        self._budget: TokenBudget | None = None
+        self.shortcut = Shortcut()
 
     @classmethod
     def load(
@@ -83,7 +97,10 @@ class Embedder(torch.nn.Module):
             raise UserError(
                 f"model {settings.model}: it does not say how it pools; set embedder.pooling ({', '.join(POOLINGS)})"
             )
-        card = replace(card, pooling=pooling, normalize=_chosen("normalize", settings.normalize, card.normalize, True))
+        card = replace(
+            card, pooling=pooling, normalize=_chosen("normalize", settings.normalize, card.normalize, True),
+            truncate_dim=_chosen("truncate_dim", settings.truncate_dim, card.truncate_dim, None),
+        )  # fmt: skip
         target = target or device.best_device()
         dtype = dtype or device.compute_dtype(settings.dtype, target)
         backbone = load_backbone(folder, dtype, settings.trust_remote_code).to(target).eval()
@@ -99,7 +116,8 @@ class Embedder(torch.nn.Module):
 
     @property
     def dim(self) -> int:
-        return self.backbone.config.hidden_size
+        """Dimensions of a vector."""
+        return self.card.truncate_dim or self.backbone.config.hidden_size
 
     def tokenize(self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None) -> Tokens:
         """Ids of texts as the model reads them: prompt, special tokens, cut to the kind's length.
@@ -115,25 +133,77 @@ class Embedder(torch.nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids int64 [B, L], attention_mask [B, L] (None: no padding) → float32 [B, dim]."""
+        if (flat := self.shortcut.of(self.backbone, attention_mask)) is not None:
+            return self._finished(self._pooled(flat, Flat.of(input_ids, attention_mask)))
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, L, D]
-        pooled = POOLINGS[self.card.pooling](hidden, attention_mask)  # [B, D]
+        return self._finished(POOLINGS[self.card.pooling](hidden, attention_mask))
+
+    def _pooled(self, flat: FlatEncoder, batch: Flat) -> Tensor:
+        """Pooled float32 [B, D], by the backbone's faster form."""
+        if self.card.pooling == "cls":
+            return flat(batch, first=True).float()
+        hidden = flat(batch)  # [T, D]
+        parts = [hidden[at : at + texts * length].view(texts, length, -1) for at, texts, length in batch.groups]
+        return torch.cat([POOLINGS[self.card.pooling](part, None) for part in parts])
+
+    def _finished(self, pooled: Tensor) -> Tensor:
+        """Pooled float32 [B, D] → [B, dim]: the first dimensions, normalised."""
+        pooled = pooled[:, : self.dim]
         return torch.nn.functional.normalize(pooled, dim=-1) if self.card.normalize else pooled
 
     def encode(self, tokens: Tokens, max_tokens: int | None = None, bar=None) -> np.ndarray:
-        """Vectors of tokenised texts, float32 [n, dim], in their order."""
-        out = engine.run(
-            self, tokens, pad_id=self.pad_token_id, max_tokens=max_tokens or device.default_token_budget(self.device),
-            multiple=device.length_multiple(self.dtype, self.device), device=self.device, bar=bar,
-        )  # fmt: skip
+        """Vectors of tokenised texts, float32 [n, dim], in their order.
+
+        Args:
+            max_tokens: padded tokens of a batch; found for the device where not given.
+        """
+        if max_tokens is None and self._budget is None:
+            self._budget = budget_for(self.device, self.dtype)
+        budget = self._budget if max_tokens is None else max_tokens
+        with self.shortcut.settled(self.backbone):
+            out = engine.run(
+                self, tokens, pad_id=self.pad_token_id, max_tokens=budget,
+                multiple=device.length_multiple(self.dtype, self.device), device=self.device, bar=bar,
+            )  # fmt: skip
         return out.reshape(-1, self.dim)
+
+    def encode_texts(
+        self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None,
+        max_tokens: int | None = None, bar=None,
+    ) -> np.ndarray:  # fmt: skip
+        """Vectors of texts, float32 [n, dim], in their order; a thread tokenises what comes next meanwhile.
+
+        Texts are taken in the order of their characters, the longest first, so that the ones in a
+        batch have nearly the same number of tokens and memory runs out at once or never.
+
+        Args:
+            kind, instructions: see `tokenize`.
+            max_tokens: see `encode`.
+            bar: told of the texts that are done.
+        """
+        out = np.empty((len(texts), self.dim), np.float32)
+        blocks = list(_blocks(np.fromiter(map(len, texts), np.int64, len(texts)), AHEAD))
+
+        def tokenized(rows: np.ndarray) -> Tokens:
+            own = None if instructions is None else [instructions[row] for row in rows]
+            return self.tokenize([texts[row] for row in rows], kind, own)
+
+        with ThreadPoolExecutor(1, "tokenize") as pool:
+            ahead = pool.submit(tokenized, blocks[0]) if blocks else None
+            for rows, following in zip_longest(blocks, blocks[1:]):
+                tokens = ahead.result()  # raises what the thread raised
+                if following is not None:
+                    ahead = pool.submit(tokenized, following)
+                out[rows] = self.encode(tokens, max_tokens, bar)
+        return out
 
     def encode_queries(self, texts: Sequence[str], instructions: Sequence[str | None] | None = None) -> np.ndarray:
         """Vectors of queries, float32 [n, dim]."""
-        return self.encode(self.tokenize(texts, "query", instructions))
+        return self.encode_texts(texts, "query", instructions)
 
     def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of passages, float32 [n, dim]."""
-        return self.encode(self.tokenize(texts, "passage"))
+        return self.encode_texts(texts, "passage")
 
     def save(self, folder: Path) -> None:
         """Write weights, tokenizer, sentence-transformers modules and prompts."""
@@ -143,4 +213,11 @@ class Embedder(torch.nn.Module):
         prompts |= {"query": self.prompts["query"].prefix(), "document": self.prompts["passage"].prefix()}
         longest = max(self.max_lengths.values())
         card = replace(self.card, prompts=prompts, max_length=self.card.max_length or longest)
-        checkpoint.write_card(Path(folder), card, self.dim)
+        checkpoint.write_card(Path(folder), card, self.backbone.config.hidden_size)
+
+
+def _blocks(lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Rows in blocks of at least `size` characters in all (the last may have fewer), longest texts first."""
+    order = np.argsort(-lengths, kind="stable")
+    block_of = np.cumsum(lengths[order]) // size
+    yield from np.split(order, np.flatnonzero(np.diff(block_of)) + 1) if len(order) else []

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retune.runtime import UserError, log
+from retune.model.budget import TokenBudget, out_of_memory, room_to_double
+from retune.model.transfer import Results, sent
+from retune.runtime import UserError
 
 
 @dataclass(frozen=True)
@@ -88,20 +90,14 @@ class Tokenizer:
         self.hf.save_pretrained(folder)
 
 
-def token_batches(lengths: np.ndarray, max_tokens: int, multiple: int = 1) -> list[np.ndarray]:
-    """Rows in batches, longest first, whose padded size (rows × longest, rounded up) is within `max_tokens`.
+def rounded(lengths: np.ndarray, multiple: int) -> np.ndarray:
+    """Lengths rounded up to `multiple`, those of short texts to a finer power of two: a sixteenth is added at most.
 
-    A text longer than the budget is a batch of its own.  The longest batch comes first, so that
-    memory runs out at once or never.
+    So there are few shapes, some 16 between a length and its double, and little padding.
     """
-    order = np.argsort(-lengths, kind="stable")
-    rounded = -(-lengths[order] // multiple) * multiple
-    batches, start = [], 0
-    while start < len(order):
-        size = max(1, int(max_tokens // max(1, rounded[start])))
-        batches.append(order[start : start + size])
-        start += size
-    return batches
+    finest = 1 << np.log2(np.maximum(lengths, 16) // 16).astype(np.int64)  # below 32: 1, below 64: 2, ...
+    step = np.minimum(multiple, finest)
+    return -(-lengths // step) * step
 
 
 def pad(tokens: Tokens, rows: np.ndarray, pad_id: int, multiple: int = 1) -> dict[str, Tensor]:
@@ -128,41 +124,52 @@ def pad(tokens: Tokens, rows: np.ndarray, pad_id: int, multiple: int = 1) -> dic
 
 @torch.inference_mode()
 def run(
-    forward: Callable[..., Tensor], tokens: Tokens, *, pad_id: int, max_tokens: int, multiple: int,
+    forward: Callable[..., Tensor], tokens: Tokens, *, pad_id: int, max_tokens: int | TokenBudget, multiple: int,
     device: torch.device, bar=None,
 ) -> np.ndarray:  # fmt: skip
     """`forward(**batch)` → [B, ...] over all texts, in the order of `tokens`; float32 [n, ...].
 
-    A batch that does not fit the device's memory is halved, and so is the budget; nothing that was
-    computed is computed again.
+    Longest texts first.  A batch that does not fit the memory is tried again with fewer texts, and
+    the budget stays lower; nothing that was computed is computed again.
+
+    Args:
+        max_tokens: padded tokens of a batch; a budget that is found goes on where the last call left it.
+        multiple: what lengths are rounded up to, see `rounded`.
+        bar: told of the texts that are done.
+
+    Raises:
+        UserError: if one text alone does not fit the memory.
     """
-    queue = token_batches(tokens.lengths, max_tokens, multiple)[::-1]
-    limit, result = max_tokens, None
-    while queue:
-        rows = queue.pop()
-        if len(rows) > 1 and len(rows) * tokens.lengths[rows[0]] > limit:
-            queue += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
-            continue
-        try:
-            batch = {
-                name: part.to(device, non_blocking=True) for name, part in pad(tokens, rows, pad_id, multiple).items()
-            }
-            out = forward(**batch).float().cpu().numpy()
-        except torch.OutOfMemoryError:
-            out = None  # what the batch holds is freed when this clause ends
+    budget = max_tokens if isinstance(max_tokens, TokenBudget) else TokenBudget(max_tokens)
+    order = np.argsort(-tokens.lengths, kind="stable")
+    widths = np.maximum(rounded(tokens.lengths, multiple), 1)
+    results, start = Results(len(order)), 0
+    while start < len(order):
+        width = int(widths[order[start]])
+        rows = order[start : start + budget.rows(width)]
+        out = _fitting(forward, pad(tokens, rows, pad_id, width), device)
         if out is None:
             if len(rows) == 1:
                 raise UserError(
                     f"one text of {tokens.lengths[rows[0]]} tokens does not fit the memory; cut it by a *_max_length"
                 )
-            limit = int(len(rows) * tokens.lengths[rows[0]]) // 2
-            log.warning("out of memory: going on with batches of %d tokens", limit)
+            budget.failed(len(rows) * width)
             torch.cuda.empty_cache()
-            queue.append(rows)
             continue
-        if result is None:
-            result = np.empty((len(tokens), *out.shape[1:]), np.float32)
-        result[rows] = out
+        results.add(rows, out)
+        if budget.growing:
+            budget.fitted(len(rows) * width, room_to_double(device))
+        start += len(rows)
         if bar is not None:
             bar.update(len(rows))
-    return np.empty((0,), np.float32) if result is None else result
+    return results.array()
+
+
+def _fitting(forward: Callable[..., Tensor], batch: dict[str, Tensor], device: torch.device) -> Tensor | None:
+    """The batch's results in float32, [B, ...]; None where they do not fit the memory."""
+    try:
+        return forward(**{name: sent(part, device) for name, part in batch.items()}).float()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    return None  # only now is what the attempt held free

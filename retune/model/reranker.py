@@ -19,8 +19,9 @@ from retune.model.budget import TokenBudget, budget_for
 from retune.model.engine import Tokenizer, Tokens
 from retune.model.families import FAMILIES, Source, family
 from retune.model.frames import Frame
-from retune.model.fused import HEADS, Flat, Shortcut
+from retune.model.fused import Flat
 from retune.model.prompts import Prompt
+from retune.model.shortcut import Shortcut, head_of
 from retune.runtime import UserError, log
 
 
@@ -115,7 +116,7 @@ class Reranker(torch.nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """input_ids, attention_mask, token_type_ids int64 [B, L], padded on the right → scores float32 [B]."""
-        head = HEADS.get(type(self.backbone).__name__)
+        head = head_of(self.backbone)
         if head and (flat := self.shortcut.of(self.backbone.base_model, attention_mask)) is not None:
             first = flat(Flat.of(input_ids, attention_mask, token_type_ids), first=True)  # [B, D]
             return head(self.backbone, first.unsqueeze(1))[:, 0].float()
@@ -125,7 +126,7 @@ class Reranker(torch.nn.Module):
         """Scores of tokenised pairs, float32 [n]: as they are, or their sigmoids where `normalize` is set."""
         if max_tokens is None and self._budget is None:
             self._budget = budget_for(self.device, self.dtype)
-        with self.shortcut.settled(self.backbone.base_model):
+        with self.shortcut.settled(getattr(self.backbone, "base_model", self.backbone)):
             logits = engine.run(
                 self, tokens, pad_id=self.pad_token_id, max_tokens=self._budget if max_tokens is None else max_tokens,
                 multiple=device.length_multiple(self.dtype, self.device), device=self.device, bar=bar,

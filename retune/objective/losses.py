@@ -36,6 +36,13 @@ def info_nce(scores: Tensor, targets: Tensor, temperature: float = 1.0, excluded
     return F.cross_entropy(logits, targets)
 
 
+def pointwise(logits: Tensor) -> Tensor:
+    """Binary cross entropy of each pair, logits [Q, G], of which the first column is the positive: the mean, scalar."""
+    wanted = torch.zeros_like(logits)
+    wanted[:, 0] = 1
+    return F.binary_cross_entropy_with_logits(logits, wanted)
+
+
 def listwise(logits: Tensor) -> Tensor:
     """Cross entropy over each group's logits [Q, G], whose first column is the positive."""
     return info_nce(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

@@ -1,4 +1,4 @@
-"""Sections on the data: what came in, how long it is, what was mined, what the teacher says of it."""
+"""Sections on the data: what came in, how long it is, what the teacher says of it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,10 @@ from pathlib import Path
 import polars as pl
 
 from retune.report import plots
-from retune.report.page import (
-    Html,
-    Section,
-    cards,
-    count,
-    cut,
-    decimal,
-    figure,
-    join,
-    paragraph,
-    percent,
-    plural,
-    table,
-    tag,
-)
-from retune.report.spread import QUANTILES, bars, quantiles, scan
+from retune.report.page import Html, Section, cards, count, cut, figure, join, paragraph, percent, plural, table, tag
+from retune.report.pairs import KINDS, by_kind, spread_of
+from retune.report.spread import bars, quantiles, scan
 
-# Kinds of pairs, as the page calls them, with their colours, in order.
-KINDS = {"positives": "good", "given negatives": "other", "mined negatives": "tuned", "random negatives": "base"}
 REASONS = 10  # shown
 
 
@@ -58,7 +43,7 @@ def _datasets(inputs: Mapping[str, Path]) -> Html:
         head.append("dev")
         rows = [[*row, count(dev)] for row, dev in zip(rows, found["split"], strict=True)]
     if "pairs" in inputs:
-        pairs = _pairs(inputs["pairs"], "query_id")
+        pairs = by_kind(inputs["pairs"], "query_id")
         counts = (
             pairs.join(queries.select("query_id", "dataset"), on="query_id")
             .group_by("dataset", "kind").len().collect(engine="streaming")
@@ -125,81 +110,28 @@ def _bins(path: Path) -> Html:
     return figure("Length bins", table(["bin", "queries", "share"], rows, [1, 2]), caption)
 
 
-def mining(path: Path) -> Section | None:
-    """Similarities of positives and negatives; None where nothing was mined."""
-    frame = _pairs(path, "query_id", "similarity")
-    spread = quantiles(frame, "similarity")
-    if not {"mined negatives", "random negatives"} & spread.keys():
-        return None
-    above, total = _above_positive(path, "similarity", mined=True)
-    parts = [paragraph(_origins(spread))]
-    if total:
-        parts.append(paragraph(
-            f"{percent(above, total)} of the mined negatives are nearer to their query than its best positive. "
-            "Such passages are either what training is for or positives that nobody marked; "
-            "relative_margin and similarity_range decide how many there are.", css="soft",
-        ))  # fmt: skip
-    parts += _spread(frame, spread, "similarity", "similarity to the query", "Similarity of positives and negatives")
-    return Section("mining", "Mining", join(parts))
-
-
-def _origins(spread: Mapping[str, Mapping[str, float]]) -> str:
-    n = {kind: int(spread[kind]["n"]) for kind in spread}
-    said = f"{plural(n.get('mined negatives', 0), 'hard negative')} mined"
-    if n.get("random negatives"):
-        said += f", and {count(n['random negatives'])} drawn at random where too few candidates were left"
-    return said + "."
-
-
 def teacher(path: Path, history: Html | None) -> Section | None:
     """Scores of positives and negatives; None where there are none."""
-    frame = _pairs(path, "query_id", "score")
+    frame = by_kind(path, "query_id", "score")
     spread = quantiles(frame, "score")
     if not spread:
         return None
-    above, total = _above_positive(path, "score", mined=False)
+    above, total = _above_positive(path, "score")
     scored = sum(int(row["n"]) for row in spread.values())
     parts = [paragraph(f"{plural(scored, 'pair')} scored by the teacher.")]
     if total:
         said = f"It scores {percent(above, total)} of the negatives above the best positive of their query."
         parts.append(paragraph(said, css="soft"))
-    parts += _spread(frame, spread, "score", "teacher's score", "Scores of positives and negatives")
+    parts.append(spread_of(frame, spread, "score", "teacher's score", "Scores of positives and negatives"))
     if history:
         parts += [tag("h3", "Its own training"), history]
     return Section("teacher", "Teacher", join(parts))
 
 
-def _spread(
-    frame: pl.LazyFrame, spread: Mapping[str, Mapping[str, float]], column: str, x_title: str, title: str
-) -> list[Html]:
-    """A histogram and a table of quantiles of `column`, by kind."""
-    kinds = [kind for kind in KINDS if kind in spread]
-    low, high = min(row["min"] for row in spread.values()), max(row["max"] for row in spread.values())
-    rows = bars(frame, column, low, high, kinds)
-    colours = {kind: KINDS[kind] for kind in kinds}
-    drawn = plots.histogram(
-        rows, x_title=x_title, y_title="share of its kind", colours=colours, y_format="%", height=250
-    )
-    head = ["", "pairs", *(f"{100 * q:.0f}%" for q in QUANTILES)]
-    cells = [[kind, count(spread[kind]["n"]), *(decimal(spread[kind][str(q)]) for q in QUANTILES)] for kind in kinds]
-    quantile_table = figure(
-        "Quantiles", table(head, cells, range(1, len(head))), "Read: 95% of the pairs lie below the last column."
-    )
-    return [tag("div", figure(title, drawn), quantile_table, css="plots")]
-
-
-def _pairs(path: Path, *columns: str) -> pl.LazyFrame:
-    """Columns of the pairs with their `kind`."""
-    kind = pl.when(pl.col("label") > 0).then(pl.lit("positives"))
-    kind = kind.otherwise(pl.col("origin").cast(pl.String) + " negatives").alias("kind")
-    return scan(path).select(*columns, kind)
-
-
-def _above_positive(path: Path, column: str, mined: bool) -> tuple[int, int]:
+def _above_positive(path: Path, column: str) -> tuple[int, int]:
     """Negatives above the best positive of their query, and negatives that can be compared."""
     frame = scan(path).filter(pl.col(column).is_not_null())
     best = frame.filter(pl.col("label") > 0).group_by("query_id").agg(pl.col(column).max().alias("best"))
-    negatives = frame.filter((pl.col("label") == 0) & ((pl.col("origin") == "mined") if mined else True))
-    both = negatives.join(best, on="query_id").select((pl.col(column) > pl.col("best")).sum().alias("n"), pl.len())
-    above, total = both.collect(engine="streaming").row(0)
+    both = frame.filter(pl.col("label") == 0).join(best, on="query_id")
+    above, total = both.select((pl.col(column) > pl.col("best")).sum(), pl.len().alias("n")).collect().row(0)
     return above or 0, total

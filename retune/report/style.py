@@ -81,6 +81,8 @@ ol.passages { margin: 0; padding-left: 1.5rem; font-size: .9rem; line-height: 1.
 ol.passages li { margin: .4rem 0; }
 .relevant { border-left: 3px solid var(--good); padding-left: .6rem; }
 .relevant::before { content: "relevant "; color: var(--good); font-weight: 600; font-size: .82rem; }
+.suspected { border-left: 3px solid var(--bad); padding-left: .6rem; }
+.suspected::before { content: "suspected "; color: var(--bad); font-weight: 600; font-size: .82rem; }
 .wanted { font-size: .9rem; max-width: none; overflow-wrap: anywhere; }
 pre {
   background: var(--tint); border-radius: .6rem; padding: 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.45;

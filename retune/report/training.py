@@ -1,4 +1,4 @@
-"""Section on training: loss, learning rate and gradient norm by step."""
+"""Section on training: loss, learning rate, gradient norm and what the batches showed, by step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from retune.report.page import Html, Section, count, decimal, figure, join, para
 from retune.report.spread import scan
 
 POINTS = 400  # of a curve; more cannot be told apart
+FURTHER = {
+    "dev": ("On the queries that were set aside", "good", ""),
+    "learning_rate": ("Learning rate", "base", ".1e"),
+    "grad_norm": ("Norm of the gradient", "merged", ""),
+    "accuracy": ("Accuracy", "tuned", ""),
+    "positive_similarity": ("Similarity of the positives", "tuned", ""),
+    "negative_similarity": ("Similarity of the negatives", "merged", ""),
+}
+"""Columns that are drawn where they were logged: title, colour and number format."""
 
 
 def training(path: Path) -> Section | None:
@@ -29,10 +38,9 @@ def curves(path: Path) -> Html | None:
         f"Loss {decimal(losses['loss'][0])} at the first logged step, {decimal(losses['loss'][-1])} at the last."
     )
     drawn = [_curve(losses, "loss", "Loss", "tuned", "")]
-    if found["learning_rate"].count() > 1:
-        drawn.append(_curve(found, "learning_rate", "Learning rate", "base", ".1e"))
-    if found["grad_norm"].count() > 1:
-        drawn.append(_curve(found, "grad_norm", "Norm of the gradient", "merged", ""))
+    for column, (title, colour, y_format) in FURTHER.items():
+        if column in found.columns and found[column].count() > 1:
+            drawn.append(_curve(found, column, title, colour, y_format))
     return join([paragraph(said), tag("div", *drawn, css="plots")])
 
 

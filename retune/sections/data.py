@@ -23,9 +23,11 @@ class DatasetConfig(Section):
     prompt: str | None = None
     """Instruction of this dataset's queries, where a row has none of its own."""
     type: str | None = None
-    """Kind of task of this dataset, where a row has none of its own."""
+    """Kind of task of this dataset, where a row has none of its own: `only_1neg` takes one negative, `symmetric_class`
+    none twice, `symmetric_sts` and `symmetric_clustering` read passages with the query's instruction."""
     in_batch_negatives: bool = True
-    """Whether passages of other queries of a batch count as negatives."""
+    """Whether passages of other queries of a batch count as negatives; never for files or folders whose name ends in
+    `no_in_batch_neg`."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Kept in the table of queries, for training."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
@@ -105,9 +107,10 @@ class MineConfig(Section):
     similarity_range: Window | None = None
     """Keep candidates whose similarity lies within, for example 0.3-0.8."""
     relative_margin: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Drop candidates above (1 - margin) × the similarity of the query's positive (NV-Retriever, arXiv:2407.15831)."""
+    """Drop candidates above (1 - margin) × the similarity of the query's positive, the least similar one where there
+    are several (NV-Retriever, arXiv:2407.15831)."""
     absolute_margin: Annotated[float, Field(ge=0)] | None = None
-    """Drop candidates above the similarity of the query's positive less the margin."""
+    """Drop candidates above the similarity of the query's positive, the least similar one, less the margin."""
     max_score_of_teacher: float | None = None
     """Drop candidates that the reranker scores above the query's lowest scored positive by more than this; see
     `score.false_negatives`."""
@@ -116,7 +119,8 @@ class MineConfig(Section):
     pool: Literal["corpus", "bin"] = "corpus"
     """`bin`: only passages of the query's length bin."""
     retriever: Literal["dense", "bm25", "hybrid"] = "dense"
-    """Who finds the candidates: vectors, words, or both by reciprocal rank fusion."""
+    """Who finds the candidates: vectors, words (then their similarity is the BM25 score), or both by reciprocal rank
+    fusion (then it is that of the vectors)."""
     rrf_k: Annotated[int, Field(ge=1)] = 60
     """Constant of reciprocal rank fusion: a candidate's score is the sum of 1 / (rrf_k + rank)."""
     index_factory: str = "Flat"
@@ -129,7 +133,7 @@ class MineConfig(Section):
     """Vectors, drawn with the seed, that an index is trained on; 64 a cell, or at most 100,000, where not given."""
     use_gpu_for_searching: bool | None = None
     """Search on a GPU; where there is one, if not given."""
-    search_batch_size: Annotated[int, Field(ge=1)] = 1024
+    search_batch_size: Annotated[int, Field(ge=1)] = 8192
     """Queries searched in one call."""
     keep_existing_neg: bool = False
     """Keep the negatives that came with the data, and mine those in addition."""

@@ -53,8 +53,10 @@ class FitConfig(Section):
     """`listwise`: cross entropy over a group; `pointwise`: binary cross entropy of each pair."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout during training; the checkpoint's own where not given."""
-    dev_queries: Annotated[int, Field(ge=1)] = 500
-    """Set-aside queries (ingest.dev_fraction) on which checkpoints are compared, at most."""
+    dev_queries: Annotated[int, Field(ge=0)] = 0
+    """Queries held back from the fit: the checkpoint with the best MRR on them becomes the model. 0: the last one."""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many evaluations on the queries held back without a better one."""
     use_lora: bool = False
     """Train low-rank adapters and the head only; they are folded into the saved model."""
     lora_rank: Annotated[int, Field(ge=1)] = 32

@@ -43,12 +43,16 @@ class File(NamedTuple):
     in_batch_negatives: bool
 
 
-def ingest(settings: IngestConfig, out: Mapping[str, Path | str], seed: int) -> None:
+def ingest(
+    settings: IngestConfig, out: Mapping[str, Path | str], seed: int, keep_duplicates: bool = False, scores: bool = True
+) -> None:
     """Read all of `settings.train` and `settings.corpus` into the tables `out`.
 
     Args:
         out: paths of the tables `texts`, `queries`, `pairs` and `rejected`.
         seed: of the choice of the dev split.
+        keep_duplicates: a row that is the same as an earlier one is a query of its own, and no mistake.
+        scores: whether teacher scores are read; else a row may hold any.
 
     Raises:
         UserError: for a pattern without a file, an unreadable file, no good row, or, with
@@ -65,10 +69,10 @@ def ingest(settings: IngestConfig, out: Mapping[str, Path | str], seed: int) -> 
         bad = BadRows(settings.on_bad_row, rejected)
         with tables.writer(scratch, "queries") as queries:
             texts, pairs = Texts(table["texts"]), Pairs(table["pairs"])
-            intake = Intake(files, texts, Rows(queries), pairs, grouped=settings.dev_fraction > 0)
+            intake = Intake(files, texts, Rows(queries), pairs, settings.dev_fraction > 0, keep_duplicates)
             with progress(sum(file.path.stat().st_size for file in files), "ingest", "B") as bar:
                 for file in files:
-                    _read(file, intake, bad, bar.update)
+                    _read(file, intake, bad, bar.update, scores)
             intake.flush()
             rejected.flush()
         bad.raise_or_log(HINT)
@@ -83,8 +87,10 @@ def ingest(settings: IngestConfig, out: Mapping[str, Path | str], seed: int) -> 
 class Intake:
     """Good rows on their way to the tables."""
 
-    def __init__(self, files: list[File], texts: Texts, queries: Rows, pairs: Pairs, grouped: bool) -> None:
-        self.texts, self.queries, self.pairs = texts, queries, pairs
+    def __init__(
+        self, files: list[File], texts: Texts, queries: Rows, pairs: Pairs, grouped: bool, keep_duplicates: bool
+    ) -> None:
+        self.texts, self.queries, self.pairs, self._keep_duplicates = texts, queries, pairs, keep_duplicates
         self._groups = Groups() if grouped else None
         self._seen: dict[bytes, int] = {}  # digest of a row → its place: the file's number and the line, in one int
         self._files = files
@@ -93,18 +99,13 @@ class Intake:
     def add(self, row: Row, file: File, line: int) -> Mistake | None:
         """Store a row; where an earlier one has the same prompt, query, positives and negatives, say so instead.
 
-        The order of positives and of negatives does not count, nor do scores.
+        The order of positives and of negatives does not count, nor do scores.  With `keep_duplicates` it is stored.
         """
         prompt = row.prompt if row.prompt is not None else file.options.prompt
         kind = row.type if row.type is not None else file.options.type
         pos, neg = digests(row.pos), digests(row.neg)
-        head = [*digests((row.query, prompt or "")), *sorted(pos), bytes(16), *sorted(neg)]
-        whole = hashlib.blake2b(b"".join(head), digest_size=16).digest()
-        place = file.number << 40 | line
-        if (earlier := self._seen.setdefault(whole, place)) != place:
-            shown = self._files[earlier >> 40].shown
-            return Mistake("row", "duplicate row", f"the same as {shown}:{earlier & (1 << 40) - 1}")
-
+        if not self._keep_duplicates and (earlier := self._earlier([row.query, prompt or ""], pos, neg, file, line)):
+            return Mistake("row", "duplicate row", f"the same as {earlier}")
         source, batch = f"{file.shown}:{line}", file.options.batch_size
         values = (file.dataset, row.query, None, prompt, kind, file.in_batch_negatives, batch, "train", source)
         query = self.queries.add((self.queries.count, *values), len(row.query))
@@ -114,6 +115,14 @@ class Intake:
             self._groups.add(row.query, row.pos)
         self.taken[file.dataset] = self.taken.get(file.dataset, 0) + 1
         return None
+
+    def _earlier(self, head: list[str], pos: list[bytes], neg: list[bytes], file: File, line: int) -> str | None:
+        """`file:line` of the first row that is the same as this one; None where it is this one."""
+        parts = [*digests(head), *sorted(pos), bytes(16), *sorted(neg)]
+        whole = hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+        place = file.number << 40 | line
+        found = self._seen.setdefault(whole, place)
+        return None if found == place else f"{self._files[found >> 40].shown}:{found & (1 << 40) - 1}"
 
     def flush(self) -> None:
         for rows in (self.texts, self.queries, self.pairs):
@@ -137,24 +146,31 @@ class Intake:
 def _files(settings: IngestConfig) -> list[File]:
     found: list[File] = []
     for name, options in settings.train.items():
+        takes = options.in_batch_negatives
         if options.format == "beir":
             expand(options.files(), f"ingest.train.{name}.path")  # all of them must be there
             for folder in options.path:
                 queries = Path(folder) / "queries.jsonl"
-                found.append(File(len(found), queries, str(queries), name, options, options.in_batch_negatives))
+                found.append(File(len(found), queries, str(queries), name, options, takes and not _opts_out(queries)))
             continue
         for path in expand(options.path, f"ingest.train.{name}.path"):
-            # FlagEmbedding's way to opt out is the folder's name. It holds where the option is at its
-            # default; as the option's only other value says the same, the name always holds.
-            named = any(folder.endswith(OPT_OUT) for folder in path.parent.parts)
-            found.append(File(len(found), path, str(path), name, options, options.in_batch_negatives and not named))
+            found.append(File(len(found), path, str(path), name, options, takes and not _opts_out(path)))
     if settings.corpus:
         for path in expand(settings.corpus, "ingest.corpus"):
             found.append(File(len(found), path, str(path), CORPUS, None, True))
     return found
 
 
-def _read(file: File, intake: Intake, bad: BadRows, on_read: sources.OnRead) -> None:
+def _opts_out(path: Path) -> bool:
+    """Whether the name of a file, or of a folder above it, says so: FlagEmbedding's way to opt out.
+
+    It holds where the option is at its default; as the option's only other value says the same, it always holds.
+    """
+    stem = Path(path.name.removesuffix(".gz").removesuffix(".zst")).stem
+    return any(name.endswith(OPT_OUT) for name in (*path.parent.parts, stem))
+
+
+def _read(file: File, intake: Intake, bad: BadRows, on_read: sources.OnRead, scores: bool) -> None:
     if file.options is None:
         _read_corpus(file, intake, bad, on_read)
         return
@@ -163,7 +179,7 @@ def _read(file: File, intake: Intake, bad: BadRows, on_read: sources.OnRead) -> 
     for raw in rows:
         if intake.taken.get(file.dataset, 0) == file.options.max_examples:
             break
-        row, mistakes = check(raw.value)
+        row, mistakes = check(raw.value, scores=scores)
         if row and (duplicate := intake.add(row, file, raw.line)):
             mistakes = [duplicate]
         if mistakes:

@@ -12,13 +12,16 @@ from typing import Any
 
 import retune
 from retune.config import ReportConfig
-from retune.report.corpus import data, mining, teacher
+from retune.report.corpus import data, teacher
 from retune.report.costs import costs
 from retune.report.examples import examples
 from retune.report.measures import Metrics, headline, metrics_section, variants
+from retune.report.mining import mining
 from retune.report.page import Html, Section, details, page, paragraph, tag
 from retune.report.training import curves, training
 from retune.runtime import atomic, log
+
+MINED = 20  # queries whose mined negatives are shown, where any examples are
 
 
 def report(*, run: str, inputs: Mapping[str, Any], out: Path, settings: ReportConfig) -> None:
@@ -27,9 +30,9 @@ def report(*, run: str, inputs: Mapping[str, Any], out: Path, settings: ReportCo
     Args:
         run: the run's name, shown as the title.
         inputs: paths by name: `texts`, `queries` (both needed), `pairs` (the most complete), `rejected`, `lengths`,
-            `bins`, `history`, `teacher_history`, `metrics`, `config` (YAML); `benchmarks` {name: {texts, queries,
-            pairs}}, `runs` {benchmark: {model: run}}, `variants` {run: metrics}, `costs` (folders with Snakemake's
-            benchmark files; they need not be there).
+            `bins`, `mined`, `mining` (what mining wrote), `history`, `teacher_history`, `metrics`, `config` (YAML);
+            `benchmarks` {name: {texts, queries, pairs}}, `runs` {benchmark: {model: run}}, `variants` {run: metrics},
+            `costs` (folders with Snakemake's benchmark files; they need not be there).
         out: the HTML file.
         settings: how many queries are shown.
 
@@ -44,7 +47,7 @@ def report(*, run: str, inputs: Mapping[str, Any], out: Path, settings: ReportCo
         variants(run, metrics, given["variants"]) if metrics and "variants" in given else None,
         _examples(metrics, given, settings.examples),
         data(given),
-        mining(given["pairs"]) if "pairs" in given else None,
+        mining(given, MINED if settings.examples else 0),
         _teacher(given),
         training(given["history"]) if "history" in given else None,
         costs(_folders(given.get("costs", ()))),

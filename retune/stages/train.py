@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retune.config import EmbedderConfig, TrainConfig
-from retune.runtime import UserError, timed
+from retune.runtime import UserError, log, timed
 from retune.training.launch import launch, run_job, under_torchrun
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from retune.data.batches import EmbedderCollate
     from retune.data.candidates import TrainSet
     from retune.model.embedder import Embedder
+    from retune.model.engine import Tokens
+    from retune.objective.recipe import Recipe
 
 
 def train(
@@ -58,6 +62,7 @@ def _train(
     from retune.model.embedder import Embedder
     from retune.training.arguments import training_arguments
     from retune.training.embedding import EmbedderTask
+    from retune.training.memory import policy
     from retune.training.run import Outputs, claim, run, run_key
 
     places = Outputs(*(Path(path) for path in outputs.values()))
@@ -66,7 +71,8 @@ def _train(
         files["texts"], files["queries"], files["pairs"], group_size=settings.train_group_size, seed=seed,
         bins=files["bins"], drop_longer_than=drop_longer_than, scored=settings.knowledge_distillation,
     )  # fmt: skip
-    _check_candidates(settings, arguments.per_device_train_batch_size, data)
+    sizes = _group_sizes(settings, data)
+    _check_candidates(settings, arguments.per_device_train_batch_size, arguments.world_size, data)
     chosen = {"settings": settings.model_dump(mode="json"), "embedder": embedder.model_dump(mode="json"), "seed": seed}
     folder = resolve(embedder.model, embedder.revision, embedder.sha256)
     chosen |= {"drop_longer_than": drop_longer_than, "processes": arguments.world_size}
@@ -74,18 +80,32 @@ def _train(
     model = Embedder.load(embedder, torch.float32, arguments.device)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
+    recipe = _recipe(settings, model)
     with timed("tokenising"):
-        collate = _collate(model, data, files["texts"], settings, arguments.bf16 or arguments.fp16)
+        collate = _collate(model, data, files["texts"], settings, arguments.bf16 or arguments.fp16, sizes)
     data_seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
-    dataset = GroupDataset(data, settings.train_group_size, data_seed)
-    run(EmbedderTask(model, _recipe(settings)), arguments, dataset, collate, places, model.save)
+    dataset = GroupDataset(data, settings.train_group_size, data_seed, sizes)
+    bounded = settings.max_tokens_per_batch is not None or settings.sub_batch_size is not None
+    task = EmbedderTask(model, recipe, policy(settings.grad_cache, bounded))
+    run(task, arguments, dataset, collate, places, model.save)
 
 
-def _check_candidates(settings: TrainConfig, batch_size: int, data: TrainSet) -> None:
+def _group_sizes(settings: TrainConfig, data: TrainSet) -> np.ndarray | None:
+    """Passages that count in each query's group, int64 [N]; None where all do."""
+    from retune.data import task_types
+
+    sizes = task_types.group_sizes(data.types, data.n_negatives, settings.train_group_size)
+    task_types.warn_of_repeats(data.n_negatives, sizes)
+    if settings.use_inbatch_neg:
+        task_types.warn_of_shared_answers(data.types, data.sources, data.in_batch)
+    return sizes if (sizes < settings.train_group_size).any() else None
+
+
+def _check_candidates(settings: TrainConfig, batch_size: int, processes: int, data: TrainSet) -> None:
     """A query with no passage but its positive teaches nothing: its loss is 0."""
     if settings.train_group_size > 1:
         return
-    if not settings.use_inbatch_neg or batch_size == 1:
+    if not settings.use_inbatch_neg or batch_size * (processes if settings.negatives_cross_device else 1) == 1:
         raise UserError(
             "train.train_group_size: 1 leaves a query nothing but its positive, so the loss is 0; raise it, "
             "or use train.use_inbatch_neg with train.args.per_device_train_batch_size above 1"
@@ -95,26 +115,74 @@ def _check_candidates(settings: TrainConfig, batch_size: int, data: TrainSet) ->
         raise UserError(f"{source}: in_batch_negatives is false here, so train.train_group_size must be at least 2")
 
 
-def _recipe(settings: TrainConfig):
+def _recipe(settings: TrainConfig, model: Embedder) -> Recipe:
+    """The objective of the settings.
+
+    Raises:
+        UserError: for more dimensions than the model has.
+    """
     from retune.objective.recipe import Recipe
 
-    scope = "group" if not settings.use_inbatch_neg else "world" if settings.negatives_cross_device else "batch"
-    distillation = settings.kd_loss_type if settings.knowledge_distillation else None
-    return Recipe(scope, settings.temperature, distillation, settings.mask_false_negatives == "ids")
+    if settings.mrl_dims and max(settings.mrl_dims) > model.dim:
+        raise UserError(f"train.mrl_dims: {max(settings.mrl_dims)} is more than the model's {model.dim} dimensions")
+    if settings.mrl_dims and model.dim not in settings.mrl_dims:
+        log.warning("train.mrl_dims: without %d, whole vectors are not trained on; name it too", model.dim)
+    mask = settings.mask_false_negatives
+    return Recipe(
+        scope="group" if not settings.use_inbatch_neg else "world" if settings.negatives_cross_device else "batch",
+        temperature=settings.temperature,
+        distillation=settings.kd_loss_type if settings.knowledge_distillation else None,
+        mask_false_negatives=mask is not None,
+        false_negative_margin=settings.false_negative_margin if mask == "margin" else None,
+        directions=tuple(settings.directions),
+        dims=tuple(settings.mrl_dims),
+        normalize=model.card.normalize,
+        info_nce_weight=settings.info_nce_weight,
+    )
 
 
-def _collate(model: Embedder, data: TrainSet, texts: Path, settings: TrainConfig, half: bool) -> EmbedderCollate:
+def _collate(
+    model: Embedder, data: TrainSet, texts: Path, settings: TrainConfig, half: bool, sizes: np.ndarray | None
+) -> EmbedderCollate:
     """Tokenises the queries and every passage that may be drawn."""
+    from retune.data.batches import Chunker, EmbedderCollate, joined
+
+    queries = model.tokenize(data.queries, "query", data.prompts)
+    passages, which = _passage_tokens(model, data, texts)
+    chunker = Chunker.of(
+        model, joined([queries, *passages]), settings.max_tokens_per_batch, half, settings.sub_batch_size
+    )
+    return EmbedderCollate(data, chunker, len(data) + which, settings.knowledge_distillation, sizes)
+
+
+def _passage_tokens(model: Embedder, data: TrainSet, texts: Path) -> tuple[list[Tokens], np.ndarray]:
+    """Token arrays of the distinct passages, and each candidate's row in them one after the other, int64 [M].
+
+    A passage is read once as a passage, and once with each query instruction that a symmetric task gives it.
+    """
     import numpy as np
 
-    from retune.data.batches import Chunker, EmbedderCollate, joined
     from retune.data.candidates import read_texts
+    from retune.data.task_types import read_as_queries
 
     ids, which = np.unique(data.text_ids, return_inverse=True)
-    queries = model.tokenize(data.queries, "query", data.prompts)
-    tokens = joined([queries, model.tokenize(read_texts(texts, ids), "passage")])
-    chunker = Chunker.of(model, tokens, settings.max_tokens_per_batch, half)
-    return EmbedderCollate(data, chunker, len(data) + which, settings.knowledge_distillation)
+    contents = np.array(read_texts(texts, ids), dtype=object)
+    instructions, own = np.unique([prompt or "" for prompt in data.prompts], return_inverse=True)
+    reading = np.where(read_as_queries(data.types), own, -1)  # [N]: -1 as a passage, else with the query's instruction
+    reading = np.repeat(reading, data.n_positives + data.n_negatives)  # [M]
+    kinds = np.unique(reading)
+    parts, rows, first = [], np.empty_like(which), 0
+    for kind in kinds:
+        members = np.flatnonzero(reading == kind)
+        distinct, place = np.unique(which[members], return_inverse=True)
+        chosen = contents[distinct].tolist()
+        if kind < 0:
+            parts.append(model.tokenize(chosen, "passage"))
+        else:
+            parts.append(model.tokenize(chosen, "query", [str(instructions[kind]) or None] * len(chosen)))
+        rows[members] = first + place
+        first += len(distinct)
+    return parts, rows
 
 
 def main(job: dict[str, Any]) -> None:

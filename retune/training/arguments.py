@@ -7,6 +7,7 @@ more than 8), one checkpoint kept.  Anything else is transformers' own.
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,22 @@ REFUSED = {
     "ignore_data_skip": "a resumed run sees the data that the interrupted one would have seen",
     "save_only_model": "a run is resumed from its optimiser's state too",
     "push_to_hub": "push the finished model instead",
-    "load_best_model_at_end": "there is no evaluation during training",
-    "eval_strategy": "there is no evaluation during training",
-    "fsdp": "only data parallel training is known here",
+    "fsdp": "weights cut over processes are not known here; use DeepSpeed's ZeRO 1 or 2, or plain data parallelism",
 }
 """Arguments that contradict how training works here, and why."""
 
 
+ON_DEV = {
+    "eval_strategy": "steps", "eval_steps": 0.1, "save_steps": 0.1, "load_best_model_at_end": True,
+    "metric_for_best_model": "dev", "greater_is_better": True,
+}  # fmt: skip
+"""Defaults where queries were set aside: ten evaluations, and the best checkpoint becomes the model."""
+
+
 def training_arguments(
-    given: dict[str, Any], checkpoints: Path, seed: int, dtype: str = "auto", section: str = "train.args"
-) -> TrainingArguments:
+    given: dict[str, Any], checkpoints: Path, seed: int, dtype: str = "auto", section: str = "train.args",
+    dev: bool = False,
+) -> TrainingArguments:  # fmt: skip
     """TrainingArguments of a run.
 
     Args:
@@ -56,6 +63,7 @@ def training_arguments(
         seed: used where the user gives none.
         dtype: of the model's section; `auto` computes in bfloat16 where the hardware has it.
         section: config key named in messages.
+        dev: whether there are queries to evaluate on.
 
     Raises:
         UserError: for arguments that are unknown, refused or at odds with each other.
@@ -68,8 +76,15 @@ def training_arguments(
         if name in given and given[name] not in (known[name], None, False, "no"):
             raise UserError(f"{section}.{name}: {reason}; leave it out")
         given.pop(name, None)
+    _check_deepspeed(given.get("deepspeed"), section)
+    if not dev and (given.get("load_best_model_at_end") or given.get("eval_strategy", "no") != "no"):
+        raise UserError(f"{section}: there is nothing to evaluate on during training; set queries aside for it")
     device = best_device()
-    chosen = DEFAULTS | {"seed": seed, "remove_unused_columns": False, "logging_nan_inf_filter": False}
+    chosen = (
+        DEFAULTS
+        | (_on_dev(given) if dev else {})
+        | {"seed": seed, "remove_unused_columns": False, "logging_nan_inf_filter": False}
+    )
     if device.type == "cpu":
         chosen |= {"use_cpu": True} | ({"ddp_backend": "gloo"} if under_torchrun() else {})
     if not given.get("bf16") and not given.get("fp16"):
@@ -83,6 +98,33 @@ def training_arguments(
         raise UserError(f"{section}: {_first_line(error)}") from None
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are used by several processes, never by DataParallel
     return arguments
+
+
+def _on_dev(given: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of `ON_DEV`, with evaluations where checkpoints are wanted."""
+    if given.get("eval_strategy") == "no":
+        return {}
+    strategy = given.get("eval_strategy", given.get("save_strategy", ON_DEV["eval_strategy"]))
+    steps = given.get("eval_steps", given.get("save_steps", ON_DEV["eval_steps"]))
+    return ON_DEV | {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": steps, "save_steps": steps}
+
+
+def _check_deepspeed(config: str | dict[str, Any] | None, section: str) -> None:
+    """ZeRO's stages 1 and 2 cut the optimiser's state and the gradients; stage 3 cuts the weights, which `save` reads.
+
+    Raises:
+        UserError: for stage 3, or a file that is no JSON.
+    """
+    if isinstance(config, str):
+        try:
+            config = json.loads(Path(config).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{section}.deepspeed: {config}: {error}") from None
+    if config and config.get("zero_optimization", {}).get("stage") == 3:
+        raise UserError(
+            f"{section}.deepspeed: ZeRO stage 3 cuts the weights over the processes, which is not known here; use "
+            "stage 1 or 2, and train.grad_cache where activations need the memory"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -35,11 +36,22 @@ def launch(module: str, job: dict[str, Any], processes: int, state: Path) -> Non
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads // processes))}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     log.info("starting %d processes", processes)
-    code = _wait_for(subprocess.Popen([*command, "-m", module, str(file)], env=environment))
+    command += ["-m", module, str(file)]
+    code = _wait_for(subprocess.Popen(command, env=environment, preexec_fn=_end_with_the_parent))
     if (state / ERROR).exists():
         raise UserError((state / ERROR).read_text())
     if code:
         raise UserError(f"train.nproc_per_node: one of {processes} processes failed (code {code}); see above")
+
+
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _end_with_the_parent() -> None:
+    """Have this process told to stop when its parent is killed: going on, it would share `state` with the next run."""
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_for(process: subprocess.Popen) -> int:

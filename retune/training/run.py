@@ -75,13 +75,16 @@ def claim(state: Path, key: str) -> None:
 
 def run(
     task: Task, arguments: TrainingArguments, dataset: GroupDataset, collate: EmbedderCollate | RerankerCollate,
-    outputs: Outputs, save: Callable[[Path], None], section: str = "train.args",
+    outputs: Outputs, save: Callable[[Path], None], section: str = "train.args", dev: Callable[[], float] | None = None,
+    patience: int | None = None,
 ) -> None:  # fmt: skip
     """Train `task`, then put the model and its history in their places.
 
     Args:
         save: writes the model into a folder.
         section: config key named in messages.
+        dev: how good the model is on queries that were set aside; the best checkpoint becomes the model.
+        patience: stop after so many evaluations without a better one.
 
     Raises:
         UserError: if the loss or a weight is not finite, no batch is full, or no weight has changed.
@@ -99,7 +102,7 @@ def run(
     pin = arguments.device.type == "cuda" and arguments.dataloader_pin_memory
     batches = loader(dataset, sampler, collate, arguments.dataloader_num_workers, pin)
     try:
-        trainer = GroupTrainer(task, arguments, batches, sampler, dataset.train_set.sources)
+        trainer = GroupTrainer(task, arguments, batches, sampler, dataset.train_set.sources, dev, patience)
     except (ValueError, ImportError) as error:
         raise UserError(f"{section}: {str(error).strip().splitlines()[0]}") from None
     before = weight_sums(task)
@@ -129,7 +132,7 @@ def _train(trainer: GroupTrainer, checkpoints: Path) -> TrainerState:
         return trainer.state
     state = TrainerState.load_from_json(str(found[-1] / "trainer_state.json"))
     if state.global_step >= state.max_steps:  # interrupted after the last step
-        trainer._load_from_checkpoint(str(found[-1]))
+        trainer._load_from_checkpoint(state.best_model_checkpoint or str(found[-1]))
         return state
     log.info("going on from step %d of %d", state.global_step, state.max_steps)
     trainer.train(resume_from_checkpoint=str(found[-1]))
@@ -158,5 +161,7 @@ def _check_weights(before: list[tuple[float, float]], after: list[tuple[float, f
 def write_history(path: Path, state: TrainerState) -> None:
     """The logged steps of a run as the table `history`."""
     rows = [entry for entry in state.log_history if "loss" in entry]
-    columns = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-    tables.write(path, "history", {name: [row.get(name) for row in rows] for name in columns})
+    dev = {entry["step"]: entry["eval_dev"] for entry in state.log_history if "eval_dev" in entry}
+    columns = [name for name in tables.TABLES["history"].names if name != "dev"]
+    found = {name: [row.get(name) for row in rows] for name in columns}
+    tables.write(path, "history", found | {"dev": [dev.get(row["step"]) for row in rows]})

@@ -6,22 +6,44 @@ tables, epochs or optimisers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from retune.objective import gradcache
+from retune.training.memory import Keep, everything
+
 
 class Task(nn.Module):
-    """A model under training; `forward` takes a batch's entries and returns the loss, a scalar."""
+    """A model under training; `forward` takes a batch's entries and returns the loss, a scalar.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        keep: how many activations of a batch are kept, see `training/memory.py`.
+    """
+
+    def __init__(self, model: nn.Module, keep: Keep = everything) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.keep = model, keep
+        self._noted: dict[str, Tensor] = {}
 
     def outputs(self, chunks: list[dict[str, Tensor]]) -> Tensor:
         """The model's rows for all chunks, one after the other: float32 [n, ...]."""
-        return torch.cat([self.model(**chunk).float() for chunk in chunks])
+        keep = self.keep(self.model, chunks) if torch.is_grad_enabled() else None
+        return torch.cat([rows.float() for rows in gradcache.outputs(self.model, chunks, keep)])
+
+    def note(self, measures: Mapping[str, Tensor]) -> None:
+        """Add what a batch showed to what is logged next: scalars, which stay on their device; NaN for nothing."""
+        for name, value in measures.items():
+            value = value.detach().float()
+            counted = torch.stack([value.nan_to_num(), (~value.isnan()).float()])  # [2]: sum, number
+            self._noted[name] = self._noted.get(name, 0) + counted
+
+    def noted(self) -> dict[str, Tensor]:
+        """Sum and number of what was noted since the last call, by name: float32 [2]."""
+        found, self._noted = self._noted, {}
+        return found
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recompute activations in the backward pass; asked for by `activation_checkpointing` of the arguments."""

@@ -8,18 +8,26 @@ only then.
 from __future__ import annotations
 
 import shutil
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from retune.data.batches import GroupSampler
 from retune.objective.gather import wait_for_all
-from retune.runtime import UserError, log, progress
+from retune.runtime import UserError, log
+from retune.training.meter import Meter
 from retune.training.tasks import Task
 
 MARK, WEIGHTS = "complete", "model.safetensors"
@@ -35,12 +43,15 @@ class GroupTrainer(Trainer):
     """Trains a `Task` on the batches of a loader."""
 
     def __init__(
-        self, task: Task, args: TrainingArguments, batches: DataLoader, sampler: GroupSampler, sources: list[str]
-    ) -> None:
-        self.batches, self.sources = batches, sources
+        self, task: Task, args: TrainingArguments, batches: DataLoader, sampler: GroupSampler, sources: list[str],
+        dev: Callable[[], float] | None = None, patience: int | None = None,
+    ) -> None:  # fmt: skip
+        self.task, self.batches, self.sources, self.dev = task, batches, sources, dev
         self.keep, args.save_total_limit = args.save_total_limit, None  # see _save_checkpoint
         self.meter = Meter()
-        super().__init__(model=task, args=args, train_dataset=batches.dataset, callbacks=[Epochs(sampler), self.meter])
+        callbacks = [Epochs(sampler), self.meter, *([EarlyStoppingCallback(patience)] if patience else [])]
+        aside = batches.dataset if dev else None  # transformers wants one; `evaluate` never looks at it
+        super().__init__(model=task, args=args, train_dataset=batches.dataset, eval_dataset=aside, callbacks=callbacks)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
 
@@ -60,6 +71,38 @@ class GroupTrainer(Trainer):
             )
         return loss
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # the mean since the last time, as all that is added here is
+            logs |= self._shown()
+        super().log(logs, start_time)
+
+    def _shown(self) -> dict[str, float]:
+        """Means of what the batches since the last log showed, over all processes."""
+        noted = self.task.noted()
+        tokens, padded, seconds = self.meter.lap()
+        counts = torch.tensor([tokens, padded], dtype=torch.float32, device=self.args.device)
+        tokens, padded, *sums = self.accelerator.reduce(torch.cat([counts, *noted.values()]), "sum").tolist()
+        pairs = zip(noted, sums[::2], sums[1::2], strict=True)
+        shown = {name: total / number for name, total, number in pairs if number}
+        return shown | {"tokens_per_second": tokens / seconds, "padding": 1 - tokens / padded}
+
+    # ---- the queries that were set aside ---------------------------------------------------------
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """What the model makes of the queries that were set aside, computed by the first process."""
+        self.task.eval()
+        value = torch.tensor([self.dev() if self.is_world_process_zero() else 0.0], device=self.args.device)
+        self.task.train()
+        shown = {"eval_dev": float(self.accelerator.reduce(value, "sum"))}
+        log.info("step %d: %.4f on the queries that were set aside", self.state.global_step, shown["eval_dev"])
+        self.log(dict(shown))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, shown)
+        return shown
+
+    def _load_best_model(self) -> None:
+        log.info("the best checkpoint is that of step %d", self.state.best_global_step)
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
     # ---- checkpoints ----------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -78,9 +121,11 @@ class GroupTrainer(Trainer):
             folder = Path(self.args.output_dir)
             (folder / f"checkpoint-{self.state.global_step}" / MARK).touch()
             if self.keep:
+                best = self.state.best_model_checkpoint
                 for old in complete_checkpoints(folder)[: -self.keep]:
-                    (old / MARK).unlink()
-                    shutil.rmtree(old)
+                    if best is None or old.name != Path(best).name:
+                        (old / MARK).unlink()
+                        shutil.rmtree(old)
 
 
 class Epochs(TrainerCallback):
@@ -96,42 +141,7 @@ class Epochs(TrainerCallback):
         self.sampler.epoch = int(state.epoch or 0)
 
     def on_step_end(self, args, state, control, **_):
-        control.should_log |= control.should_save or control.should_training_stop
+        control.should_log |= control.should_save or control.should_evaluate or control.should_training_stop
 
     def on_epoch_end(self, args, state, control, **_):
         control.should_log |= control.should_save
-
-
-class Meter(TrainerCallback):
-    """Progress bar, throughput and the share of padding."""
-
-    def __init__(self) -> None:
-        self.queries = self.tokens = self.padded = 0
-
-    def add(self, queries: int, tokens: int, padded: int) -> None:
-        self.queries, self.tokens, self.padded = self.queries + queries, self.tokens + tokens, self.padded + padded
-
-    def on_train_begin(self, args, state, control, **_):
-        self.start, self.bar = time.perf_counter(), None
-        if state.is_world_process_zero and not args.disable_tqdm:
-            self.bar = progress(state.max_steps, "train", "step")
-            self.bar.update(state.global_step)
-
-    def on_step_end(self, args, state, control, **_):
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
-
-    def on_train_end(self, args, state, control, **_):
-        if self.bar is not None:
-            self.bar.close()
-        if self.padded and state.is_world_process_zero:
-            seconds = time.perf_counter() - self.start
-            log.info(
-                "trained on %d queries in %.1f s: %.1f queries/s, %.0f tokens/s, %.1f%% padding",
-                self.queries, seconds, self.queries / seconds, self.tokens / seconds,
-                100 * (1 - self.tokens / self.padded),
-            )  # fmt: skip

@@ -11,3 +11,4 @@ wildcard_constraints:
     model="base|miner|tuned|merged",
     benchmark=WIRING.benchmarks,
     part=r"queries|texts-\d+-of-\d+",
+    shard=r"\d+-of-\d+",

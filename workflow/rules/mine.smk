@@ -5,8 +5,10 @@ rule mine:
         pairs=WIRING.made("ingest", "pairs.parquet"),
         vectors=WIRING.mined_vectors,
         lengths=WIRING.mined_lengths,
+        teacher=WIRING.mining_teacher,
     output:
-        "results/{run}/mine/pairs.parquet",
+        pairs="results/{run}/mine/pairs.parquet",
+        mining="results/{run}/mine/mining.parquet",
     log:
         "logs/{run}/mine.log",
     benchmark:

@@ -1,0 +1,221 @@
+"""JSONL in, a tuned embedding model out; `torchrun --nproc_per_node N -m retune train …` does it in N processes.
+
+--output_dir becomes a checkpoint that SentenceTransformer and transformers.AutoModel load, with the
+history of the run beside it (history.parquet).  A run that was interrupted goes on from its last
+checkpoint when the same command is given again.  Flags that FlagEmbedding's trainers name have its
+defaults; TrainingArguments have retune's, which suit embedding models better than transformers' own.
+A teacher's scores, pos_scores and neg_scores, are learnt from with --knowledge_distillation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from retune.commands import arguments, models, rows
+from retune.commands.flags import Flag, Given, from_section, whole
+from retune.commands.placing import place
+from retune.commands.work import WORK_DIR, Work, check_writable, identity, input_files, model_identity
+from retune.config import Config, EmbedderConfig, IngestConfig, TrainConfig
+from retune.runtime import UserError, log
+
+TRAINING, MISSING = "training", "not here yet"
+# What the incumbents' trainers have and this one does not (yet), and the value that asks for nothing.  What the section
+# `train` has is a flag by itself.
+ABSENT: dict[str, Any] = {
+    "fix_position_embedding": False, "pad_to_multiple_of": None, "shuffle_ratio": 0.0,
+    "same_dataset_within_batch": False, "small_threshold": 0, "drop_threshold": 0,
+    "config_name": None, "tokenizer_name": None,
+    "unified_finetuning": False, "use_self_distill": False, "self_distill_start_step": -1, "fix_encoder": False,
+    "colbert_dim": -1, "use_lora": False, "lora_rank": None, "lora_alpha": None, "lora_dropout": None,
+    "target_modules": None, "modules_to_save": None, "additional_special_tokens": None,
+    "save_merged_lora_model": False, "only_merge_lora_model": False, "peft_model_path": None, "from_peft": None,
+    "raw_peft": None, "use_flash_attn": False, "use_slow_tokenizer": False, "retrieval_use_examples": False,
+    "example_query_max_len": None, "example_passage_max_len": None, "icl_suffix_str": None,
+}  # fmt: skip
+
+
+def _positive_or_none(text: str) -> int | None:
+    """FlagEmbedding's --sub_batch_size -1 means none."""
+    return None if re.fullmatch(r"0|-\d+|None", text) else whole(1)(text)
+
+
+TRAIN = from_section(
+    "train", TrainConfig, TRAINING,
+    {
+        "sub_batch_size": {"convert": _positive_or_none},
+        "nproc_per_node": {
+            "help": "Processes that this command starts; torchrun starts its own.",
+        },
+    },
+    leave=("args",),
+)  # fmt: skip
+
+
+def _absent() -> list[Flag]:
+    """A flag for each of `ABSENT` that the section `train` does not have."""
+    here = {name for flag in TRAIN for name in flag.names}
+    found = []
+    for name, neutral in ABSENT.items():
+        if name not in here:
+            kind = "bool" if isinstance(neutral, bool) else "list" if name.endswith(("modules", "tokens")) else "value"
+            convert = float if isinstance(neutral, (int, float)) and kind == "value" else None
+            about = "Refused." if neutral is None else f"Refused, but for {neutral}."
+            found.append(Flag((name,), about, None, kind, default=neutral, convert=convert, group=MISSING))
+    return found
+
+
+NOT_HERE = _absent()
+FLAGS = [
+    rows.input_flag(("train_data", "input_file")),
+    Flag(("output_dir",), "Folder of the model.", required=True),
+    Flag(("overwrite_output_dir",), "Replace the model that --output_dir holds.", kind="bool", default=False),
+    *rows.ON_BAD_ROW,
+    Flag(("max_example_num_per_dataset",), "Take at most so many rows of each file: the first ones.",
+         convert=whole(1), shown="all"),
+    Flag(("cache_path",), "Folder that keeps the rows as tables, for other runs on the same files.",
+         shown="with the run's state"),
+    Flag(WORK_DIR.names, "Folder of the run's state: tables and checkpoints.",
+         shown="<output_dir>/.state, removed at the end"),
+    *models.trained_flags(),
+    Flag(
+        ("use_row_prompts",), "A row's `prompt` comes before its query; in FlagEmbedding it does so only where "
+        "--query_instruction_for_retrieval is given.", kind="bool", default=True, group=models.MODEL,
+    ),
+    Flag(("cache_dir",), models.CACHE_DIR.help, shown=models.CACHE_DIR.shown, group=models.MODEL),
+    Flag(("token",), "Of the hub.", shown="the environment's HF_TOKEN", group=models.MODEL),
+    *TRAIN,
+    Flag(("seed",), "Of every draw.", convert=whole(0), default=Config.model_fields["seed"].default, group=TRAINING),
+    *arguments.USUAL,
+    Flag(("logging_dir",), "Folder of TensorBoard's logs, with --report_to tensorboard.", shown="<output_dir>/runs",
+         group=arguments.GROUP),
+    *NOT_HERE,
+]  # fmt: skip
+further_flags: Callable[[], list[Flag]] = arguments.others
+
+
+def run(given: Given) -> None:
+    """Train as the flags say; where torchrun has started several processes, this is one of them.
+
+    Raises:
+        UserError: for a mistake in flags or rows, and for a run that goes wrong; an earlier model is left as it was.
+    """
+    leads = int(os.environ.get("RANK", 0)) == 0
+    if not leads:
+        log.setLevel("ERROR")  # one of them is enough to tell
+    output = Path(given["output_dir"]).expanduser()
+    _check(given, output)
+    files = [path for path in input_files(given, "train_data") if output.resolve() not in path.resolve().parents]
+    if not files:
+        raise given.mistake("train_data", "nothing but the files of --output_dir")
+    _environment(given, output)
+    embedder = _embedder(given)
+    settings = given.section("train", TrainConfig, args=arguments.arguments(given))
+    work = Work(Path(given["work_dir"]).expanduser() if given["work_dir"] else output / ".state", True, leads)
+    tables = _tables(given, files, work)
+    found = rows.into_tables(
+        given, tables, files, [], output / "rejected.jsonl", given["use_row_prompts"],
+        settings.knowledge_distillation, _datasets(given, files),
+    )  # fmt: skip
+    made = _train(given, work, found, tables.key("ingest"), settings, embedder)
+    if leads:
+        place(*made, output)
+        if not given["work_dir"]:
+            shutil.rmtree(work.folder)
+        log.info("%s: the model; history.parquet beside it tells of the run", output)
+
+
+def _check(given: Given, output: Path) -> None:
+    """Raise a UserError for flags that ask for what is not here, or an output that cannot be written."""
+    for flag in NOT_HERE:
+        if given[flag.name] != flag.default:
+            raise given.mistake(flag.name, "not here yet; leave it out")
+    models.check_family(given, models.KNOWN)
+    if output.exists() and not output.is_dir():
+        raise given.mistake("output_dir", f"{output}: expected a folder, found a file")
+    check_writable(output, given, "output_dir")
+    if (output / "config.json").exists() and not given["overwrite_output_dir"]:
+        raise given.mistake("output_dir", f"{output}: holds a model; --overwrite_output_dir replaces it")
+
+
+def _environment(given: Given, output: Path) -> None:
+    """What transformers and the hub read from the environment, for this process and its children."""
+    models.use_cache(given)
+    if given["token"]:
+        os.environ["HF_TOKEN"] = given["token"]
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(given["logging_dir"] or output / "runs"))
+
+
+def _embedder(given: Given) -> EmbedderConfig:
+    """The section `embedder`; a checkpoint that does not say how it pools is pooled by its first token."""
+    from retune.model.checkpoint import card, resolve
+
+    found = given.section("embedder", EmbedderConfig)
+    said = card(resolve(found.model, found.revision, found.sha256)).pooling
+    if found.pooling is None and said is None:
+        log.info("%s does not say how it pools: cls, see %s", found.model, given.shown("pooling"))
+        return found.model_copy(update={"pooling": "cls"})
+    return found
+
+
+def _datasets(given: Given, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Each file as a dataset of its own, {name: what the config says of it}."""
+    named = IngestConfig(train=[str(path) for path in files]).train
+    most = given["max_example_num_per_dataset"]
+    return {name: {"path": dataset.path, "max_examples": most} for name, dataset in named.items()}
+
+
+def _tables(given: Given, files: Sequence[Path], work: Work) -> Work:
+    """Where the rows' tables lie."""
+    if not given["cache_path"]:
+        return work
+    names = ("on_bad_row", "max_example_num_per_dataset", "use_row_prompts", "knowledge_distillation")
+    of = json.dumps([identity(files), [given[name] for name in names]])
+    return Work(Path(given["cache_path"]).expanduser() / hashlib.sha256(of.encode()).hexdigest()[:16], True, work.leads)
+
+
+def _train(
+    given: Given, work: Work, found: Mapping[str, Path], rows_key: str, settings: TrainConfig, embedder: EmbedderConfig
+) -> tuple[Path, Path]:
+    """The folder of the model and the table of the history."""
+    from retune.stages.train import train
+
+    model, history = work.path("train/model"), work.path("train/history.parquet")
+    of = {
+        "settings": settings.model_dump(mode="json"), "embedder": embedder.model_dump(mode="json"), "rows": rows_key,
+        "seed": given["seed"], "model": model_identity(embedder.model_dump()),
+        "processes": os.environ.get("WORLD_SIZE"),
+    }  # fmt: skip
+    if work.done("train", "train", [model], of):  # interrupted while the model was put in its place
+        _meet()
+        return model, history
+    try:
+        train(
+            texts=found["texts"], queries=found["queries"], pairs=found["pairs"], bins=None, settings=settings,
+            embedder=embedder, seed=given["seed"], drop_longer_than=None, state=work.path("train/state"),
+            model_out=model, history_out=history,
+        )  # fmt: skip
+    except UserError as error:
+        raise UserError(str(error).replace(f"{arguments.KEY}: ", "")) from None
+    if work.leads:
+        work.record("train", "train", of)
+    return model, history
+
+
+def _meet() -> None:
+    """Wait until all processes of torchrun are here."""
+    from retune.training.launch import under_torchrun
+
+    if under_torchrun():
+        import torch.distributed as dist
+
+        from retune.objective.gather import leave
+
+        dist.init_process_group("gloo")
+        leave()

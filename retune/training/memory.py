@@ -1,0 +1,127 @@
+"""How many activations may be kept: all, as few as there can be, or what fits the memory that is free.
+
+What is not kept is computed twice (see `objective/gradcache.py`).  Either way the gradient is the same
+to the bit, so the choice may depend on the machine: it decides time and memory, nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from retune.objective.gradcache import Chunk, graph_bytes
+from retune.runtime import log
+
+Keep = Callable[[nn.Module, Sequence[Chunk]], int | None]
+"""(model, chunks of a batch) → padded tokens whose graphs are kept; None for all."""
+
+SHARE = 0.5  # of the free memory that graphs may take; the rest is for what the estimate does not see
+STATE = 16  # bytes a trained weight will take: its gradient, Adam's two means, DistributedDataParallel's bucket
+
+
+def everything(model: nn.Module, chunks: Sequence[Chunk]) -> None:
+    """Keep all graphs: the fastest, and the most memory."""
+
+
+def next_to_nothing(model: nn.Module, chunks: Sequence[Chunk]) -> int:
+    """Keep one chunk's graph: a third more to compute, and the memory of one chunk."""
+    return 0
+
+
+class WhatFits:
+    """Keep as many graphs as fit half of the memory that is free when training begins."""
+
+    def __init__(self) -> None:
+        self.room: int | None = None
+        self.width, self.per_token, self.said = 0, 0.0, False
+
+    def __call__(self, model: nn.Module, chunks: Sequence[Chunk]) -> int | None:
+        if self.room is None:
+            trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+            self.room = max(0, int(SHARE * free_memory(chunks[0]["input_ids"].device)) - STATE * trained)
+        widest = max(chunks, key=lambda chunk: chunk["input_ids"].shape[1])
+        width = widest["input_ids"].shape[1]
+        if width > self.width:  # attention may take the square of it
+            self.width, self.per_token = width, bytes_per_token(model, widest)
+        keep = int(self.room / self.per_token)
+        if sum(chunk["input_ids"].numel() for chunk in chunks) <= keep:
+            return None
+        self._say(keep)
+        return keep
+
+    def _say(self, keep: int) -> None:
+        if not self.said:
+            log.info(
+                "activations of %d tokens are kept, those of a batch's other chunks computed twice: %.1f GB are free "
+                "for them, at %.0f kB a token", keep, self.room / 1e9, self.per_token / 1e3,
+            )  # fmt: skip
+        self.said = True
+
+
+def policy(grad_cache: bool | str, bounded: bool) -> Keep:
+    """What `train.grad_cache` stands for.
+
+    Args:
+        bounded: whether the user bounds a chunk (`max_tokens_per_batch`, `sub_batch_size`), and memory with it.
+    """
+    if grad_cache == "auto":
+        return next_to_nothing if bounded else WhatFits()
+    return next_to_nothing if grad_cache else everything
+
+
+def bytes_per_token(model: nn.Module, chunk: Chunk) -> float:
+    """Bytes that a graph holds for each padded token of batches as wide as `chunk`.
+
+    The difference between four rows and two: what does not grow with the rows, such as weights cast by autocast,
+    is no part of it.
+    """
+
+    def held(rows: int) -> int:
+        first = {name: values[:1] for name, values in chunk.items()}
+        return graph_bytes(model, {name: row.expand(rows, *row.shape[1:]) for name, row in first.items()})
+
+    few, more = held(2), held(4)
+    return max((more - few) / 2 / chunk["input_ids"].shape[1], 1.0)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still allocate on its device: its share, where several share a machine's memory."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return min(_left_on_the_machine(), *_left_of_the_groups()) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _left_on_the_machine() -> int:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    (line,) = (line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) * 1024
+
+
+def _left_of_the_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes left under the limits of the process's control groups, which containers and schedulers set."""
+    left = [2**62]
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, kinds, path = line.split(":", 2)  # version 2 has one tree and no kinds, version 1 a tree a kind
+        if kinds not in ("", "memory"):
+            continue
+        base, names = (root / kinds, ("memory.limit_in_bytes", "memory.usage_in_bytes")) if kinds else (
+            root, ("memory.max", "memory.current"))  # fmt: skip
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            try:
+                limit, used = (int((folder / name).read_text()) for name in names)
+                stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such file, or no limit ("max")
+                continue
+            cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))  # given back on demand
+            left.append(max(0, limit - used + cached))
+    return left
