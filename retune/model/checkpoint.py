@@ -104,8 +104,8 @@ class Card:
     normalize: bool | None = None
     max_length: int | None = None
     lowercase: bool = False
-    truncate_dim: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
+    truncate_dim: int | None = None
 
 
 def card(folder: Path) -> Card:
@@ -134,7 +134,7 @@ def card(folder: Path) -> Card:
                 f"model {folder}: its module {kind} is not supported (Transformer, Pooling and Normalize are)"
             )
     lowercase = bool(sentence.get("do_lower_case"))
-    return Card(pooling, normalize, min(known, default=None), lowercase, truncate_dim, prompts)
+    return Card(pooling, normalize, min(known, default=None), lowercase, prompts, truncate_dim)
 
 
 def positions(folder: Path) -> int | None:

@@ -77,8 +77,9 @@ def training_arguments(
             raise UserError(f"{section}.{name}: {reason}; leave it out")
         given.pop(name, None)
     _check_deepspeed(given.get("deepspeed"), section)
-    if not dev and (given.get("load_best_model_at_end") or given.get("eval_strategy", "no") != "no"):
-        raise UserError(f"{section}: there is nothing to evaluate on during training; set queries aside for it")
+    for name in ("eval_strategy", "load_best_model_at_end"):
+        if not dev and given.get(name) not in (None, False, "no"):
+            raise UserError(f"{section}.{name}: there is no evaluation during training; leave it out")
     device = best_device()
     chosen = (
         DEFAULTS
