@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from retune.data.docstrings import sources
+from retune.model.device import DTYPES, compute_dtype
 
 Way = Callable[[argparse.Namespace], tuple[Callable[[list[str]], np.ndarray], dict[str, int]]]
 
@@ -173,8 +175,10 @@ def measured(way: str, options: argparse.Namespace, texts: list[str], folder: Pa
     process.start()
     process.join()
     if process.exitcode:
-        raise SystemExit(process.exitcode)
-    return answer.get(), np.load(out)
+        raise SystemExit(f"{way}: ended with {process.exitcode}")
+    figures = answer.get()
+    print(f"{way}: {len(texts) / figures[0]:.1f} texts/s", file=sys.stderr, flush=True)
+    return figures, np.load(out)
 
 
 def main() -> None:
@@ -200,11 +204,10 @@ def main() -> None:
             for way in WAYS:
                 figures, vectors[way] = measured(way, options, texts, Path(folder))
                 runs[way].append(figures)
-        exact = argparse.Namespace(**vars(options) | {"dtype": "float32"})
-        same = options.dtype == "float32"
-        reference = (
-            vectors["transformers loop"] if same else measured("transformers loop", exact, texts, Path(folder))[1]
-        )
+        reference = vectors["transformers loop"]
+        if compute_dtype(options.dtype) != DTYPES["float32"]:
+            exact = argparse.Namespace(**vars(options) | {"dtype": "float32"})
+            _, reference = measured("transformers loop", exact, texts, Path(folder))
     head = ("", "texts/s", "of CPU time", "padding", "peak MB", "of it embedding", "least cosine")
     print("{:<28} {:>8} {:>12} {:>8} {:>8} {:>16} {:>13}".format(*head))
     for way, found in runs.items():
