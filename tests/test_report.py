@@ -477,3 +477,15 @@ def test_mining_without_its_counts_or_ranks(tmp_path: Path) -> None:
     )
     assert "4 hard negatives mined, and 1 drawn at random where too few candidates were left." in text
     assert "similarity 0.750: Text 3" in plain(text) and "suspected" in text and "candidates of rank" not in text
+
+
+def test_the_teacher_section_tells_what_became_of_false_negatives(tmp_path: Path) -> None:
+    made = make_training(tmp_path)
+    names = {"negatives": 400, "false negatives": 12, "queries without another negative": 1}
+    made["scoring"] = tmp_path / "counts.parquet"
+    columns = {"measure": ["drop"] * 3, "name": list(names), "value": [float(number) for number in names.values()]}
+    tables.write(made["scoring"], "mining", columns)
+    report(run="r", inputs=made, out=tmp_path / "index.html", settings=ReportConfig())
+    text = (tmp_path / "index.html").read_text()
+    assert "12 negatives of 400 scored above the lowest" in text and "mine.max_score_of_teacher: left out" in text
+    assert "1 query had no other negative" in text

@@ -206,6 +206,8 @@ class Wiring:
             found |= {"mined": plan.path(mine), "mining": plan.path(mine, "mining.parquet")}
         if config.train:
             found["history"] = plan.path(Node(run, "train"), "history.parquet")
+        if config.score:
+            found["scoring"] = plan.path(Node(run, "score"), "counts.parquet")
         if config.score and config.reranker.fit:
             found["teacher_history"] = plan.path(Node(run, "fit"), "history.parquet")
         if plan.benchmarks(run):

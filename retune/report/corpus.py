@@ -110,7 +110,11 @@ def _bins(path: Path) -> Html:
     return figure("Length bins", table(["bin", "queries", "share"], rows, [1, 2]), caption)
 
 
-def teacher(path: Path, history: Html | None) -> Section | None:
+TREATED = {"drop": "left out", "relabel": "made positives", "keep": "kept"}
+"""What became of false negatives, by `score.false_negatives`."""
+
+
+def teacher(path: Path, history: Html | None, scoring: Path | None = None) -> Section | None:
     """Scores of positives and negatives; None where there are none."""
     frame = by_kind(path, "query_id", "score")
     spread = quantiles(frame, "score")
@@ -122,10 +126,26 @@ def teacher(path: Path, history: Html | None) -> Section | None:
     if total:
         said = f"It scores {percent(above, total)} of the negatives above the best positive of their query."
         parts.append(paragraph(said, css="soft"))
+    if scoring:
+        parts += _false_negatives(scoring)
     parts.append(spread_of(frame, spread, "score", "teacher's score", "Scores of positives and negatives"))
     if history:
         parts += [tag("h3", "Its own training"), history]
     return Section("teacher", "Teacher", join(parts))
+
+
+def _false_negatives(path: Path) -> list[Html]:
+    """What the stage score made of negatives that the teacher takes for positives; nothing where it was not asked."""
+    found = scan(path).collect()
+    numbers = dict(zip(found["name"], found["value"], strict=True))
+    if "false negatives" not in numbers:
+        return []
+    said = (
+        f"{plural(int(numbers['false negatives']), 'negative')} of {count(numbers['negatives'])} scored above the "
+        f"lowest of their query's positives by more than mine.max_score_of_teacher: {TREATED[found['measure'][0]]}. "
+        f"{plural(int(numbers['queries without another negative']), 'query', 'queries')} had no other negative."
+    )
+    return [paragraph(said)]
 
 
 def _above_positive(path: Path, column: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 from retune.config import RerankerConfig
 from retune.data import candidates
 from retune.data.batches import Chunker, GroupDataset, RerankerCollate
+from retune.fingerprint import content_key
 from retune.model.adapters import unwrap, wrap
 from retune.model.backbone import set_dropout
 from retune.model.checkpoint import resolve
@@ -23,7 +24,7 @@ from retune.runtime import UserError, timed
 from retune.training.arguments import training_arguments
 from retune.training.memory import WhatFits
 from retune.training.reranking import RerankerTask
-from retune.training.run import Outputs, claim, run, run_key
+from retune.training.run import Outputs, claim, run
 
 SECTION = "reranker.fit.args"
 
@@ -52,7 +53,7 @@ def fit(
         )
     chosen = {"reranker": reranker.model_dump(mode="json"), "seed": seed, "processes": arguments.world_size}
     folder = resolve(reranker.model, reranker.revision, reranker.sha256)
-    claim(places.state, run_key(chosen, [texts, queries, pairs], folder, __file__))
+    claim(places.state, content_key(chosen, [texts, queries, pairs], folder, __file__))
     model = Reranker.start(reranker, seed, arguments.device)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)

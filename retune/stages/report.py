@@ -30,9 +30,9 @@ def report(*, run: str, inputs: Mapping[str, Any], out: Path, settings: ReportCo
     Args:
         run: the run's name, shown as the title.
         inputs: paths by name: `texts`, `queries` (both needed), `pairs` (the most complete), `rejected`, `lengths`,
-            `bins`, `mined`, `mining` (what mining wrote), `history`, `teacher_history`, `metrics`, `config` (YAML);
-            `benchmarks` {name: {texts, queries, pairs}}, `runs` {benchmark: {model: run}}, `variants` {run: metrics},
-            `costs` (folders with Snakemake's benchmark files; they need not be there).
+            `bins`, `mined`, `mining` (what mining wrote), `history`, `teacher_history`, `scoring` (counts), `metrics`,
+            `config` (YAML); `benchmarks` {name: {texts, queries, pairs}}, `runs` {benchmark: {model: run}}, `variants`
+            {run: metrics}, `costs` (folders with Snakemake's benchmark files; they need not be there).
         out: the HTML file.
         settings: how many queries are shown.
 
@@ -71,7 +71,7 @@ def _teacher(given: Mapping[str, Any]) -> Section | None:
     if "pairs" not in given:
         return None
     history = curves(given["teacher_history"]) if "teacher_history" in given else None
-    return teacher(given["pairs"], history)
+    return teacher(given["pairs"], history, given.get("scoring"))
 
 
 def _config(path: str | Path) -> Section:

@@ -26,7 +26,7 @@ def score(
 
     Args:
         parts: tables `scores`, in the order of their shards.
-        counts: the table `mining` of how many negatives were treated as false ones.
+        counts: the table `mining` of how many negatives were treated as false ones, with the action as its measure.
         margin: a negative that scores above the lowest of its query's positives by more is a false one.
         action: "drop" leaves it out (with its query, where that has no other negative), "relabel" makes
             it a positive, "keep" only counts it.
@@ -51,7 +51,7 @@ def score(
         log.info("%s: %d", name, number)
     if counts is not None:
         columns = {
-            "measure": ["score"] * len(numbers),
+            "measure": [action] * len(numbers),
             "name": list(numbers),
             "value": list(map(float, numbers.values())),
         }

@@ -57,13 +57,14 @@ def _train(
 
     from retune.data import candidates
     from retune.data.batches import GroupDataset
+    from retune.fingerprint import content_key
     from retune.model.backbone import set_dropout
     from retune.model.checkpoint import resolve
     from retune.model.embedder import Embedder
     from retune.training.arguments import training_arguments
     from retune.training.embedding import EmbedderTask
     from retune.training.memory import policy
-    from retune.training.run import Outputs, claim, run, run_key
+    from retune.training.run import Outputs, claim, run
 
     places = Outputs(*(Path(path) for path in outputs.values()))
     arguments = training_arguments(settings.args, places.checkpoints, seed, embedder.dtype)
@@ -76,7 +77,7 @@ def _train(
     chosen = {"settings": settings.model_dump(mode="json"), "embedder": embedder.model_dump(mode="json"), "seed": seed}
     folder = resolve(embedder.model, embedder.revision, embedder.sha256)
     chosen |= {"drop_longer_than": drop_longer_than, "processes": arguments.world_size}
-    claim(places.state, run_key(chosen, list(files.values()), folder, __file__))
+    claim(places.state, content_key(chosen, list(files.values()), folder, __file__))
     model = Embedder.load(embedder, torch.float32, arguments.device)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)

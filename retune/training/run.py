@@ -7,21 +7,17 @@ appears in one rename; `state` goes last.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainerState
 
 from retune import tables
 from retune.data.batches import EmbedderCollate, GroupDataset, GroupSampler, RerankerCollate, loader
-from retune.fingerprint import fingerprint
 from retune.objective.gather import leave, wait_for_all, world
 from retune.runtime import UserError, atomic, log
 from retune.training.arguments import TrainingArguments
@@ -40,24 +36,6 @@ class Outputs:
     @property
     def checkpoints(self) -> Path:
         return self.state / "checkpoints"
-
-
-def run_key(settings: dict[str, Any], files: list[Path | None], model: Path, module: str) -> str:
-    """A hash of what decides a run.
-
-    Args:
-        settings: JSON-able.
-        files: its tables, taken by size and last bytes, as are the weights in the folder `model`.
-        module: path of the stage's module; an edit of what it reaches makes another run.
-    """
-    digest = hashlib.sha256(json.dumps([settings, fingerprint(module)], sort_keys=True).encode())
-    for path in [*files, *sorted(model.glob("*.safetensors"))]:
-        if path is not None:
-            with Path(path).open("rb") as file:
-                size = file.seek(0, 2)
-                file.seek(max(0, size - 2**16))
-                digest.update(f"{size}\n".encode() + file.read())
-    return digest.hexdigest()
 
 
 def claim(state: Path, key: str) -> None:
