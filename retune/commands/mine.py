@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from retune import tables
 from retune.commands import lengths, models, rows, vectors
 from retune.commands.flags import Flag, Given, from_section, whole
-from retune.commands.work import WORK_DIR, Work, input_files, model_identity, output_file, work_folder
+from retune.commands.work import WORK_DIR, Work, input_files, model_identity, output_file, output_rows, work_folder
 from retune.config import Config, EmbedderConfig, MineConfig, RerankerConfig
 from retune.data import jsonl
 from retune.data.sources import Raw
@@ -70,9 +70,7 @@ def run(given: Given) -> None:
     Raises:
         UserError: for a mistake in flags or rows; an earlier output is left as it was.
     """
-    output = output_file(given, "output_file")
-    if output.name.endswith(".parquet"):
-        raise given.mistake("output_file", f"{output}: rows are written as JSONL (.jsonl, .jsonl.gz, .jsonl.zst)")
+    output = output_rows(given)
     stats = output_file(given, "stats_file") if given["stats_file"] else None
     files = input_files(given, "input_file", output)
     pool = input_files(given, "candidate_pool") if given["candidate_pool"] else []

@@ -17,7 +17,7 @@ import numpy as np
 from retune import tables
 from retune.commands import models, rows
 from retune.commands.flags import Flag, Given, from_section, whole
-from retune.commands.work import WORK_DIR, Work, input_files, model_identity, output_file, work_folder
+from retune.commands.work import WORK_DIR, Work, input_files, model_identity, output_rows, work_folder
 from retune.config import RerankerConfig, ScoreConfig
 from retune.data import jsonl
 from retune.runtime import log
@@ -48,9 +48,7 @@ def run(given: Given) -> None:
     Raises:
         UserError: for a mistake in flags or rows; an earlier output is left as it was.
     """
-    output = output_file(given, "output_file")
-    if output.name.endswith(".parquet"):
-        raise given.mistake("output_file", f"{output}: rows are written as JSONL (.jsonl, .jsonl.gz, .jsonl.zst)")
+    output = output_rows(given)
     files = input_files(given, "input_file", output)
     devices = models.prepare(given)
     reranker = models.reranker(given)

@@ -140,6 +140,14 @@ def output_file(given: Given, name: str, suffixes: Sequence[str] = ()) -> Path:
     return path
 
 
+def output_rows(given: Given, name: str = "output_file") -> Path:
+    """The path of a flag for rows, which are written as JSONL, checked likewise."""
+    path = output_file(given, name)
+    if path.name.endswith(".parquet"):
+        raise given.mistake(name, f"{path}: rows are written as JSONL (.jsonl, .jsonl.gz, .jsonl.zst)")
+    return path
+
+
 def check_writable(folder: Path, given: Given, name: str) -> None:
     """Raise a UserError where `folder` can neither be written nor made."""
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
