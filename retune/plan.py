@@ -70,6 +70,11 @@ class Plan:
         shards = self.runs[run].score.shards
         return [Node(run, "scores", (f"{i:02d}-of-{shards:02d}",)) for i in range(shards)]
 
+    def lengths_matter(self, run: str) -> bool:
+        """Whether training asks for the lengths of its queries' texts."""
+        config = self.runs[run]
+        return bool(config.split.drop_longer_than or config.train.same_length_within_batch)
+
     def mined_scores(self, config: Config) -> bool:
         """Whether mining has asked the teacher already, so that the scores in the pairs are its own."""
         return config.mining_teacher is not None
@@ -205,7 +210,7 @@ class Plan:
             case "score", _:
                 return [*self.unscored(run), *self.scored_parts(run)]
             case "train", _:
-                bins = [split] if config.split.drop_longer_than else []
+                bins = [split] if self.lengths_matter(node.run) else []
                 return [n for n in (ingest, self.pairs(run), *bins, self.model_node(run, "base")) if n]
             case "merge", _:
                 return [made for _, made in self.merge_models(run) if made]

@@ -18,11 +18,11 @@ from retune.data.batches import (
     Chunker,
     EmbedderCollate,
     GroupDataset,
-    GroupSampler,
     RerankerCollate,
     joined,
     length_chunks,
 )
+from retune.data.sampler import GroupSampler, Kind, Order
 from retune.model.engine import tokens_of
 from retune.runtime import UserError
 
@@ -122,7 +122,7 @@ def test_too_few_negatives_are_repeated(tmp_path):
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 4), st.booleans(), st.integers(0, 5))
 def test_processes_share_every_batch_of_one(n_queries, batch_size, world, drop_last, epoch):
     def keys(rank, size, world):
-        sampler = GroupSampler(n_queries, size, 3, drop_last, rank, world)
+        sampler = GroupSampler(Order([Kind(np.arange(n_queries), size)]), 3, drop_last, rank, world)
         sampler.epoch = epoch
         assert len(list(sampler)) == len(sampler)
         return list(sampler)
@@ -142,7 +142,7 @@ def test_processes_share_every_batch_of_one(n_queries, batch_size, world, drop_l
 
 
 def test_the_order_changes_with_the_epoch():
-    sampler = GroupSampler(50, 50, 0)
+    sampler = GroupSampler(Order([Kind(np.arange(50), 50)]), 0)
     first = [row for _, row in next(iter(sampler))]
     sampler.epoch = 1
     second = [row for _, row in next(iter(sampler))]

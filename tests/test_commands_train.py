@@ -190,6 +190,16 @@ def test_each_file_is_a_dataset(folder: Folder, base: str) -> None:
     assert sorted(prompts) == [14, 22]
 
 
+def test_queries_are_set_aside(folder: Folder) -> None:
+    write(folder.path / "more.jsonl", some_rows(16, 3))
+    flags = ["--train_data", folder.rows, folder.path / "more.jsonl", "--same_dataset_within_batch", "--dev_fraction"]
+    said = folder.said(*flags, 0.25, "--early_stopping_patience", 3, "--shuffle_ratio", 0.5)
+    assert "dev set: 10 queries" in said and "batches of one dataset each: 2 kinds" in said
+    assert any(row["dev"] is not None for row in folder.history())
+    said = folder.said(*flags, 0, "--early_stopping_patience", 3, "--overwrite_output_dir", code=1)
+    assert "early_stopping_patience: no queries are set aside" in said
+
+
 def test_bad_rows_are_named(folder: Folder) -> None:
     write(folder.rows, [*some_rows(9), {"query": "q", "pos": "a"}])
     said = folder.said(code=1)

@@ -108,3 +108,9 @@ def test_a_ready_teacher_is_a_part_of_mining_and_one_that_is_fitted_is_not() -> 
     for plan in (fitted, relabelled):  # the threshold, too, is the score stage's
         assert plan.settings(Node("x", "mine"))["reranker"] is None
         assert path(plan, "x.other", "mine") == path(plan, "x.strict", "mine") == path(plan, "x", "mine")
+
+
+def test_batches_of_one_length_wait_for_the_bins() -> None:
+    plan = Plan(load(RAW | {"variants": {"even": {"train": {"same_length_within_batch": True}}}}))
+    parents = {run: {node.rule for node in plan.parents(Node(run, "train"))} for run in ("x", "x.even")}
+    assert "split" in parents["x.even"] and "split" not in parents["x"]

@@ -66,7 +66,7 @@ def test_each_passage_is_read_as_its_query_wants_it(data, tmp_path):
         model=str(tiny_bert(tmp_path / "model")), query_instruction="foo ", passage_instruction="bar ",
         query_max_length=20, passage_max_length=30,
     ))  # fmt: skip
-    collate = _collate(model, data, tmp_path / "texts.parquet", TrainConfig(), False, None)
+    collate = _collate(model, data, tmp_path / "texts.parquet", TrainConfig(), False, None, 0)
     tokens = collate.chunker.tokens
     texts = tables.read(tmp_path / "texts.parquet", "texts")["text"].to_pylist()
     for candidate, (row, text_id) in enumerate(zip(collate.text_rows, data.text_ids, strict=True)):

@@ -162,8 +162,14 @@ class Wiring:
         return self.plan.path(self.plan.pairs(wildcards.run))
 
     def bins(self, wildcards: Any) -> str | list[str]:
-        limited = self.plan.config(wildcards.run).split.drop_longer_than
-        return self.plan.path(Node(wildcards.run, "split"), "bins.parquet") if limited else []
+        needed = self.plan.lengths_matter(wildcards.run)
+        return self.plan.path(Node(wildcards.run, "split"), "bins.parquet") if needed else []
+
+    def judgments(self, wildcards: Any) -> str | list[str]:
+        """The positives of the queries set aside, where training is watched by them."""
+        config = self.plan.config(wildcards.run)
+        watched = config.ingest.dev_fraction and config.train.dev_queries
+        return self.plan.path(Node(wildcards.run, "ingest"), "pairs.parquet") if watched else []
 
     def benchmark_vectors(self, wildcards: Any) -> list[str]:
         labels = (wildcards.model, wildcards.benchmark)

@@ -42,6 +42,7 @@ def input_flag(names: tuple[str, ...] = ("input_file",), **more: Any) -> Flag:
 def into_tables(
     given: Given, work: Work, files: Sequence[Path], pool: Sequence[Path], rejected: Path, prompts: bool = True,
     scores: bool = True, datasets: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
 ) -> dict[str, Path]:  # fmt: skip
     """The tables of rows and of more passages: query i is the i-th good row, also where it is like another.
 
@@ -51,6 +52,7 @@ def into_tables(
         prompts: whether a row's `prompt` is its query's instruction.
         scores: whether teacher scores are read; else a row may hold any.
         datasets: what the section `ingest` says of `files`, as its key `train`; one dataset where not given.
+        seed: of the choice of queries that are set aside.
     """
     found = {name: work.path(f"ingest/{name}.parquet") for name in TABLES}
     settings = given.section(
@@ -58,11 +60,11 @@ def into_tables(
         corpus=[str(path) for path in pool],
     )  # fmt: skip
     of = {"settings": settings.model_dump(mode="json"), "files": identity([*files, *pool]), "prompts": prompts}
-    of["scores"] = scores
+    of |= {"scores": scores, "seed": seed if settings.dev_fraction else 0}
 
     def read() -> None:
         try:
-            ingest(settings, found, seed=0, keep_duplicates=True, scores=scores)
+            ingest(settings, found, seed=seed, keep_duplicates=True, scores=scores)
         except UserError as error:
             hint = f"`--on_bad_row skip` goes on without such rows and lists them in {rejected}"
             raise UserError(str(error).replace(HINT, hint)) from None

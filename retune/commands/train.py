@@ -29,9 +29,7 @@ TRAINING, MISSING = "training", "not here yet"
 # What the incumbents' trainers have and this one does not (yet), and the value that asks for nothing.  What the section
 # `train` has is a flag by itself.
 ABSENT: dict[str, Any] = {
-    "fix_position_embedding": False, "pad_to_multiple_of": None, "shuffle_ratio": 0.0,
-    "same_dataset_within_batch": False, "small_threshold": 0, "drop_threshold": 0,
-    "config_name": None, "tokenizer_name": None,
+    "fix_position_embedding": False, "pad_to_multiple_of": None, "config_name": None, "tokenizer_name": None,
     "unified_finetuning": False, "use_self_distill": False, "self_distill_start_step": -1, "fix_encoder": False,
     "colbert_dim": -1, "use_lora": False, "lora_rank": None, "lora_alpha": None, "lora_dropout": None,
     "target_modules": None, "modules_to_save": None, "additional_special_tokens": None,
@@ -54,7 +52,7 @@ TRAIN = from_section(
             "help": "Processes that this command starts; torchrun starts its own.",
         },
     },
-    leave=("args",),
+    leave=("args", "same_length_within_batch"),
 )  # fmt: skip
 
 
@@ -79,6 +77,8 @@ FLAGS = [
     *rows.ON_BAD_ROW,
     Flag(("max_example_num_per_dataset",), "Take at most so many rows of each file: the first ones.",
          convert=whole(1), shown="all"),
+    Flag(("dev_fraction",), "Share of the queries that is set aside, never trained on: the checkpoint with the best "
+         "nDCG@10 on them becomes the model.", "ingest.dev_fraction", convert=float, default=0.0),
     Flag(("cache_path",), "Folder that keeps the rows as tables, for other runs on the same files.",
          shown="with the run's state"),
     Flag(WORK_DIR.names, "Folder of the run's state: tables and checkpoints.",
@@ -121,7 +121,7 @@ def run(given: Given) -> None:
     tables = _tables(given, files, work)
     found = rows.into_tables(
         given, tables, files, [], output / "rejected.jsonl", given["use_row_prompts"],
-        settings.knowledge_distillation, _datasets(given, files),
+        settings.knowledge_distillation, _datasets(given, files), given["seed"],
     )  # fmt: skip
     made = _train(given, work, found, tables.key("ingest"), settings, embedder)
     if leads:
@@ -175,7 +175,8 @@ def _tables(given: Given, files: Sequence[Path], work: Work) -> Work:
     """Where the rows' tables lie."""
     if not given["cache_path"]:
         return work
-    names = ("on_bad_row", "max_example_num_per_dataset", "use_row_prompts", "knowledge_distillation")
+    names = ["on_bad_row", "max_example_num_per_dataset", "use_row_prompts", "knowledge_distillation", "dev_fraction"]
+    names += ["seed"] if given["dev_fraction"] else []
     of = json.dumps([identity(files), [given[name] for name in names]])
     return Work(Path(given["cache_path"]).expanduser() / hashlib.sha256(of.encode()).hexdigest()[:16], True, work.leads)
 
@@ -199,7 +200,7 @@ def _train(
         train(
             texts=found["texts"], queries=found["queries"], pairs=found["pairs"], bins=None, settings=settings,
             embedder=embedder, seed=given["seed"], drop_longer_than=None, state=work.path("train/state"),
-            model_out=model, history_out=history,
+            model_out=model, history_out=history, judgments=found["pairs"] if given["dev_fraction"] else None,
         )  # fmt: skip
     except UserError as error:
         raise UserError(str(error).replace(f"{arguments.KEY}: ", "")) from None

@@ -9,8 +9,9 @@ text of a batch goes through the model once, however often it occurs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from retune.data.candidates import TrainSet
+from retune.data.sampler import GroupSampler
+from retune.data.shuffle import Shuffler
 from retune.model.device import default_token_budget, length_multiple
 from retune.model.engine import Tokens, pad, ragged
 
@@ -42,6 +45,7 @@ class Group:
 
     query: int
     candidates: np.ndarray
+    epoch: int = 0
 
 
 class GroupDataset(Dataset):
@@ -66,41 +70,12 @@ class GroupDataset(Dataset):
         start, n_positives, n_negatives = data.starts[query], data.n_positives[query], data.n_negatives[query]
         positive = start + rng.integers(n_positives)
         if not wanted:
-            return Group(query, np.full(self.group_size, positive))
+            return Group(query, np.full(self.group_size, positive), epoch)
         # too few negatives: drawn from several copies of them
         urn = np.tile(np.arange(n_negatives), -(-wanted // n_negatives))
         negatives = start + n_positives + rng.choice(urn, wanted, replace=False)
         filling = np.repeat(negatives[-1:], self.group_size - 1 - wanted)
-        return Group(query, np.concatenate([[positive], negatives, filling]))
-
-
-class GroupSampler:
-    """Batches of keys for one process out of `world`: a global batch is cut into one slice a process.
-
-    The last, incomplete global batch is shared out evenly (leaving out fewer queries than there are
-    processes), or dropped with `drop_last`.
-    """
-
-    def __init__(
-        self, n_queries: int, batch_size: int, seed: int, drop_last: bool = False, rank: int = 0, world: int = 1
-    ) -> None:
-        self.n_queries, self.batch_size, self.seed = n_queries, batch_size, seed
-        self.rank, self.world, self.epoch = rank, world, 0
-        whole, rest = divmod(n_queries, batch_size * world)
-        self.sizes = [batch_size] * whole
-        if rest >= world and not drop_last:
-            self.sizes.append(rest // world)
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_queries)
-        start = 0
-        for size in self.sizes:
-            mine = order[start + self.rank * size : start + (self.rank + 1) * size]
-            start += self.world * size
-            yield [(self.epoch, int(query)) for query in mine]
+        return Group(query, np.concatenate([[positive], negatives, filling]), epoch)
 
 
 def length_chunks(
@@ -134,6 +109,10 @@ def length_chunks(
     return chunks
 
 
+Instead = Callable[[np.ndarray], tuple[np.ndarray, Tokens]]
+"""Rows int64 [n] → which of them have other tokens, bool [n], and those tokens."""
+
+
 @dataclass(frozen=True)
 class Chunker:
     """Cuts the texts of a batch into padded chunks under a token budget."""
@@ -158,17 +137,25 @@ class Chunker:
             CPU_OVERHEAD if device.type == "cpu" else GPU_OVERHEAD, max_rows,
         )  # fmt: skip
 
-    def __call__(self, rows: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    def __call__(self, rows: np.ndarray, other: Instead | None = None) -> tuple[dict[str, Any], np.ndarray]:
         """Chunks of the distinct texts among `rows`, and where each of `rows` comes out.
+
+        Args:
+            other: tells which of the distinct rows have other tokens this time, and those.
 
         Returns:
             {"chunks": padded batches, "n_tokens": tokens in them without padding}, and for each of
             `rows` its position in the concatenated outputs, int64 [len(rows)].
         """
         distinct, which = np.unique(rows, return_inverse=True)
-        lengths = self.tokens.lengths[distinct]
+        tokens, at = self.tokens, distinct  # where each distinct text's tokens are
+        if other is not None:
+            changed, others = other(distinct)
+            tokens = joined([tokens.take(distinct), others])
+            at = np.where(changed, len(distinct) + np.cumsum(changed) - 1, np.arange(len(distinct)))
+        lengths = tokens.lengths[at]
         batches = length_chunks(lengths, self.max_tokens, self.multiple, self.overhead, self.max_rows)
-        chunks = [pad(self.tokens, distinct[batch], self.pad_id, self.multiple) for batch in batches]
+        chunks = [pad(tokens, at[batch], self.pad_id, self.multiple) for batch in batches]
         place = np.empty(len(distinct), np.int64)
         place[np.concatenate(batches)] = np.arange(len(distinct))
         return {"chunks": chunks, "n_tokens": int(lengths.sum())}, place[which]
@@ -182,14 +169,15 @@ class EmbedderCollate:
             come first, in the order of the `TrainSet`.
         scored: whether teacher scores go into the batch.
         sizes: passages of each query's group that count, int64 [N]; all where not given.
+        shuffler: passages whose text is shuffled; none where not given.
     """
 
     def __init__(
         self, train_set: TrainSet, chunker: Chunker, text_rows: np.ndarray, scored: bool,
-        sizes: np.ndarray | None = None,
+        sizes: np.ndarray | None = None, shuffler: Shuffler | None = None,
     ) -> None:  # fmt: skip
         self.train_set, self.chunker, self.text_rows, self.scored = train_set, chunker, text_rows, scored
-        self.sizes = sizes
+        self.sizes, self.shuffler = sizes, shuffler
         rows, _ = ragged(train_set.starts, train_set.n_positives)  # candidates that are positives
         keys = np.repeat(train_set.same_text, train_set.n_positives)
         order = np.argsort(keys, kind="stable")
@@ -202,7 +190,8 @@ class EmbedderCollate:
         """
         queries = np.array([group.query for group in groups])
         candidates = np.stack([group.candidates for group in groups])  # [Q, G]
-        batch, places = self.chunker(np.concatenate([queries, self.text_rows[candidates.ravel()]]))
+        other = partial(self.shuffler, groups[0].epoch) if self.shuffler else None
+        batch, places = self.chunker(np.concatenate([queries, self.text_rows[candidates.ravel()]]), other)
         rows, ids = self._known(queries)
         data = self.train_set
         arrays = {

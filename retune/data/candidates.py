@@ -30,6 +30,12 @@ class TrainSet:
     """A query's own instruction."""
     types: list[str | None]
     """A query's kind of task, see `task_types.py`."""
+    datasets: list[str]
+    """A query's dataset."""
+    length_bins: list[str]
+    """Its length bin; "" where no table of bins was given."""
+    batch_sizes: np.ndarray
+    """Batch size that its dataset asks for, float64 [N]; NaN where it asks for none."""
     sources: list[str]
     """`file:line` of each query, for messages."""
     in_batch: np.ndarray
@@ -78,7 +84,7 @@ def load(
 
     Args:
         group_size: passages of a group; from 2 on, a query without negatives gets random ones.
-        bins: lengths, needed where `drop_longer_than` (tokens) is given.
+        bins: lengths, needed where `drop_longer_than` (tokens) is given, or length bins count.
         scored: whether every candidate needs a teacher score.
         max_queries: take at most so many, drawn with the seed.
 
@@ -124,7 +130,8 @@ def load(
     n_positives = np.bincount(query[positive], minlength=len(rows))
     return TrainSet(
         query_ids=rows, queries=table["text"].to_pylist(), prompts=table["prompt"].to_pylist(),
-        types=table["type"].to_pylist(), sources=sources,
+        types=table["type"].to_pylist(), datasets=table["dataset"].to_pylist(), length_bins=_length_bins(bins, rows),
+        batch_sizes=table["batch_size"].to_numpy(zero_copy_only=False).astype(np.float64), sources=sources,
         in_batch=table["in_batch_negatives"].to_numpy(), same_text=same_text, starts=np.cumsum(counts) - counts,
         n_positives=n_positives, n_negatives=counts - n_positives, text_ids=text_id[order], scores=score[order],
     )  # fmt: skip
@@ -152,6 +159,17 @@ def _longer(bins: Path | None, limit: int, n_queries: int) -> np.ndarray:
     longer[table["query_id"].to_numpy()] = table["n_tokens"].to_numpy() > limit
     log.info("%d queries with a text of more than %d tokens are left out", longer.sum(), limit)
     return longer
+
+
+def _length_bins(bins: Path | None, rows: np.ndarray) -> list[str]:
+    if bins is None:
+        return [""] * len(rows)
+    table = tables.read(bins, "bins", ["query_id", "length_bin"])
+    names = np.full(int(rows[-1]) + 1, "", dtype=object)
+    ids = table["query_id"].to_numpy()
+    known = ids <= rows[-1]
+    names[ids[known]] = table["length_bin"].to_numpy(zero_copy_only=False)[known]
+    return names[rows].tolist()
 
 
 def _pairs(path: Path, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

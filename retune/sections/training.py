@@ -40,6 +40,18 @@ class TrainConfig(Section):
     the margins between positive and negatives, of scores divided by the temperature (arXiv:2010.02666)."""
     info_nce_weight: Annotated[float, Field(ge=0)] | None = None
     """Of InfoNCE beside the teacher's loss; where not given, 1 with `kl_div` and 0 with the others."""
+    same_dataset_within_batch: bool = False
+    """Batches of one dataset each, of the dataset's own `batch_size` where it has one."""
+    same_length_within_batch: bool = False
+    """Batches of one length bin each, see `split.length_list`."""
+    small_threshold: Annotated[int, Field(ge=0)] = 0
+    """Datasets (or bins) with fewer queries are put together, where batches are of one."""
+    drop_threshold: Annotated[int, Field(ge=0)] = 0
+    """What was put together is left out where it has still fewer queries."""
+    no_duplicates_within_batch: bool = False
+    """Queries of one text, or with a positive in common, go into different batches, as far as that can be."""
+    shuffle_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the passages, of more than 100 characters, whose thirds change places; drawn anew each epoch."""
     max_tokens_per_batch: Annotated[int, Field(ge=16)] | None = None
     """Padded tokens of one forward pass; a training batch is cut into such chunks, sorted by length."""
     sub_batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -50,6 +62,13 @@ class TrainConfig(Section):
     `max_tokens_per_batch` or `sub_batch_size` bounds a chunk; else only for what does not fit the free memory."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout during training; the checkpoint's own where not given. 0 saves a tenth of the time on a CPU."""
+    dev_queries: Annotated[int, Field(ge=0)] = 500
+    """At most so many of the queries that `ingest.dev_fraction` sets aside are searched for during training, by default
+    ten times: the checkpoint with the best nDCG@10 becomes the model. 0: the last one."""
+    dev_passages: Annotated[int, Field(ge=0)] = 2000
+    """Passages, drawn with the seed, that they are searched in besides their positives."""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many evaluations on the queries set aside without a better one."""
     nproc_per_node: Annotated[int, Field(ge=1)] = 1
     """Processes of torchrun; 1 needs no process group."""
     args: TrainingArgs = Field(default_factory=dict)
@@ -71,6 +90,9 @@ class TrainConfig(Section):
             weight = self.info_nce_weight if self.info_nce_weight is not None else float(self.kd_loss_type == "kl_div")
             if self.knowledge_distillation and not weight:
                 raise ValueError(f"directions: {self.kd_loss_type} comes without InfoNCE; set info_nce_weight above 0")
+        for name in ("small_threshold", "drop_threshold"):
+            if getattr(self, name) and not (self.same_dataset_within_batch or self.same_length_within_batch):
+                raise ValueError(f"{name}: it counts only with same_dataset_within_batch or same_length_within_batch")
         if self.knowledge_distillation and self.train_group_size == 1:
             raise ValueError("knowledge_distillation: a teacher compares passages, so train_group_size must exceed 1")
         return self

@@ -7,6 +7,7 @@ Several processes are started by torchrun, which runs this module on a job file.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from retune.data.batches import EmbedderCollate
     from retune.data.candidates import TrainSet
+    from retune.data.devset import DevSet
     from retune.model.embedder import Embedder
     from retune.model.engine import Tokens
     from retune.objective.recipe import Recipe
@@ -27,17 +29,19 @@ if TYPE_CHECKING:
 def train(
     *, texts: Path, queries: Path, pairs: Path, bins: Path | None, settings: TrainConfig, embedder: EmbedderConfig,
     seed: int, drop_longer_than: int | None, state: Path, model_out: Path, history_out: Path,
+    judgments: Path | None = None,
 ) -> None:  # fmt: skip
     """Train `embedder` on the tables; writes the checkpoint `model_out` and the table `history_out`.
 
     Args:
-        bins: the table of lengths, needed where `drop_longer_than` (tokens) is given.
+        bins: the table of lengths, needed where `drop_longer_than` (tokens) is given, or batches are of one length.
+        judgments: pairs with the positives of the queries that were set aside, which are searched for during training.
         state: folder of this run's own checkpoints; what is found there is continued, at the end it is removed.
 
     Raises:
         UserError: for settings or data that cannot be trained on, and for a run that goes wrong.
     """
-    files = {"texts": texts, "queries": queries, "pairs": pairs, "bins": bins}
+    files = {"texts": texts, "queries": queries, "pairs": pairs, "bins": bins, "judgments": judgments}
     outputs = {"state": state, "model_out": model_out, "history_out": history_out}
     if settings.nproc_per_node > 1 and not under_torchrun():
         job: dict[str, Any] = {name: path and str(path) for name, path in (files | outputs).items()}
@@ -55,19 +59,28 @@ def _train(
     # Imported here: the parent of several processes needs none of it.
     import torch
 
-    from retune.data import candidates
+    from retune.data import candidates, devset
     from retune.data.batches import GroupDataset
     from retune.fingerprint import content_key
     from retune.model.backbone import set_dropout
     from retune.model.checkpoint import resolve
     from retune.model.embedder import Embedder
     from retune.training.arguments import training_arguments
+    from retune.training.dev import evaluator
     from retune.training.embedding import EmbedderTask
     from retune.training.memory import policy
+    from retune.training.order import order_of
     from retune.training.run import Outputs, claim, run
 
     places = Outputs(*(Path(path) for path in outputs.values()))
-    arguments = training_arguments(settings.args, places.checkpoints, seed, embedder.dtype)
+    aside = None
+    if settings.dev_queries and files["judgments"]:
+        aside = devset.load(
+            files["texts"], files["queries"], files["judgments"], seed=seed, most_queries=settings.dev_queries,
+            passages=settings.dev_passages,
+        )  # fmt: skip
+    _check_patience(settings, aside)
+    arguments = training_arguments(settings.args, places.checkpoints, seed, embedder.dtype, dev=aside is not None)
     data = candidates.load(
         files["texts"], files["queries"], files["pairs"], group_size=settings.train_group_size, seed=seed,
         bins=files["bins"], drop_longer_than=drop_longer_than, scored=settings.knowledge_distillation,
@@ -83,12 +96,16 @@ def _train(
         set_dropout(model, settings.dropout)
     recipe = _recipe(settings, model)
     with timed("tokenising"):
-        collate = _collate(model, data, files["texts"], settings, arguments.bf16 or arguments.fp16, sizes)
-    data_seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
+        half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+        data_seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
+        collate = _collate(model, data, files["texts"], settings, half is not None, sizes, data_seed)
+        dev = evaluator(model, aside, half) if aside else None
     dataset = GroupDataset(data, settings.train_group_size, data_seed, sizes)
     bounded = settings.max_tokens_per_batch is not None or settings.sub_batch_size is not None
     task = EmbedderTask(model, recipe, policy(settings.grad_cache, bounded))
-    run(task, arguments, dataset, collate, places, model.save)
+    order = order_of(settings, data, arguments.per_device_train_batch_size)
+    patience = settings.early_stopping_patience
+    run(task, arguments, dataset, collate, places, model.save, dev=dev, patience=patience, order=order)
 
 
 def _group_sizes(settings: TrainConfig, data: TrainSet) -> np.ndarray | None:
@@ -142,22 +159,36 @@ def _recipe(settings: TrainConfig, model: Embedder) -> Recipe:
     )
 
 
+def _check_patience(settings: TrainConfig, aside: DevSet | None) -> None:
+    if settings.early_stopping_patience and aside is None:
+        raise UserError(
+            "train.early_stopping_patience: no queries are set aside to stop by; set ingest.dev_fraction, "
+            "and train.dev_queries above 0"
+        )
+
+
 def _collate(
-    model: Embedder, data: TrainSet, texts: Path, settings: TrainConfig, half: bool, sizes: np.ndarray | None
+    model: Embedder, data: TrainSet, texts: Path, settings: TrainConfig, half: bool, sizes: np.ndarray | None, seed: int
 ) -> EmbedderCollate:
     """Tokenises the queries and every passage that may be drawn."""
     from retune.data.batches import Chunker, EmbedderCollate, joined
+    from retune.data.shuffle import Shuffler
 
     queries = model.tokenize(data.queries, "query", data.prompts)
-    passages, which = _passage_tokens(model, data, texts)
+    passages, which, contents = _passage_tokens(model, data, texts)
+    shuffler = None
+    if settings.shuffle_ratio:
+        tokenize = partial(model.tokenize, kind="passage")
+        shuffler = Shuffler(contents, len(data), tokenize, settings.shuffle_ratio, seed)
     chunker = Chunker.of(
         model, joined([queries, *passages]), settings.max_tokens_per_batch, half, settings.sub_batch_size
     )
-    return EmbedderCollate(data, chunker, len(data) + which, settings.knowledge_distillation, sizes)
+    return EmbedderCollate(data, chunker, len(data) + which, settings.knowledge_distillation, sizes, shuffler)
 
 
-def _passage_tokens(model: Embedder, data: TrainSet, texts: Path) -> tuple[list[Tokens], np.ndarray]:
-    """Token arrays of the distinct passages, and each candidate's row in them one after the other, int64 [M].
+def _passage_tokens(model: Embedder, data: TrainSet, texts: Path) -> tuple[list[Tokens], np.ndarray, list[str]]:
+    """Token arrays of the distinct passages, each candidate's row in them one after the other, int64 [M], and the
+    texts of the rows, which come first, that are read as passages.
 
     A passage is read once as a passage, and once with each query instruction that a symmetric task gives it.
     """
@@ -172,26 +203,27 @@ def _passage_tokens(model: Embedder, data: TrainSet, texts: Path) -> tuple[list[
     reading = np.where(read_as_queries(data.types), own, -1)  # [N]: -1 as a passage, else with the query's instruction
     reading = np.repeat(reading, data.n_positives + data.n_negatives)  # [M]
     kinds = np.unique(reading)
-    parts, rows, first = [], np.empty_like(which), 0
+    parts, rows, first, read = [], np.empty_like(which), 0, []
     for kind in kinds:
         members = np.flatnonzero(reading == kind)
         distinct, place = np.unique(which[members], return_inverse=True)
         chosen = contents[distinct].tolist()
         if kind < 0:
             parts.append(model.tokenize(chosen, "passage"))
+            read = chosen
         else:
             parts.append(model.tokenize(chosen, "query", [str(instructions[kind]) or None] * len(chosen)))
         rows[members] = first + place
         first += len(distinct)
-    return parts, rows
+    return parts, rows, read
 
 
 def main(job: dict[str, Any]) -> None:
     """One of several processes: train as the job says."""
     job["settings"] = TrainConfig.model_validate(job["settings"])
     job["embedder"] = EmbedderConfig.model_validate(job["embedder"])
-    paths = ("texts", "queries", "pairs", "bins", "state", "model_out", "history_out")
-    train(**job | {name: job[name] and Path(job[name]) for name in paths})
+    paths = ("texts", "queries", "pairs", "bins", "judgments", "state", "model_out", "history_out")
+    train(**job | {name: Path(job[name]) for name in paths if job.get(name)})
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import TrainerState
 
 from retune import tables
-from retune.data.batches import EmbedderCollate, GroupDataset, GroupSampler, RerankerCollate, loader
+from retune.data.batches import EmbedderCollate, GroupDataset, RerankerCollate, loader
+from retune.data.sampler import GroupSampler, Kind, Order
 from retune.objective.gather import leave, wait_for_all, world
 from retune.runtime import UserError, atomic, log
 from retune.training.arguments import TrainingArguments
@@ -54,7 +56,7 @@ def claim(state: Path, key: str) -> None:
 def run(
     task: Task, arguments: TrainingArguments, dataset: GroupDataset, collate: EmbedderCollate | RerankerCollate,
     outputs: Outputs, save: Callable[[Path], None], section: str = "train.args", dev: Callable[[], float] | None = None,
-    patience: int | None = None,
+    patience: int | None = None, order: Order | None = None,
 ) -> None:  # fmt: skip
     """Train `task`, then put the model and its history in their places.
 
@@ -63,14 +65,14 @@ def run(
         section: config key named in messages.
         dev: how good the model is on queries that were set aside; the best checkpoint becomes the model.
         patience: stop after so many evaluations without a better one.
+        order: which queries may share a batch; any of them where not given.
 
     Raises:
         UserError: if the loss or a weight is not finite, no batch is full, or no weight has changed.
     """
     rank, size = world()
-    sampler = GroupSampler(
-        len(dataset), arguments.per_device_train_batch_size, dataset.seed, arguments.dataloader_drop_last, rank, size
-    )
+    order = order or Order([Kind(np.arange(len(dataset)), arguments.per_device_train_batch_size)])
+    sampler = GroupSampler(order, dataset.seed, arguments.dataloader_drop_last, rank, size)
     if not len(sampler):
         raise UserError(
             f"{section}: {len(dataset)} training queries do not fill one batch of "

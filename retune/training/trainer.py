@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from retune.data.batches import GroupSampler
+from retune.data.sampler import GroupSampler
 from retune.objective.gather import wait_for_all
 from retune.runtime import UserError, log
 from retune.training.meter import Meter

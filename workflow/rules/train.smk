@@ -4,6 +4,7 @@ rule train:
         queries=WIRING.made("ingest", "queries.parquet"),
         pairs=WIRING.pairs,
         bins=WIRING.bins,
+        judgments=WIRING.judgments,
         model=WIRING.model("base"),
     output:
         model=directory("results/{run}/train/model"),

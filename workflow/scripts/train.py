@@ -15,6 +15,7 @@ train(
     queries=Path(files.queries),
     pairs=Path(files.pairs),
     bins=Path(files.bins) if files.bins else None,
+    judgments=Path(files.judgments) if files.judgments else None,
     settings=TrainConfig(**job["settings"]),
     embedder=EmbedderConfig(**job["embedder"]),
     seed=job["seed"],
