@@ -23,6 +23,7 @@ from retune.model.budget import TokenBudget, budget_for
 from retune.model.engine import Tokenizer, Tokens
 from retune.model.fused import Flat, FlatEncoder
 from retune.model.pooling import POOLINGS
+from retune.model.portable import make_portable
 from retune.model.prompts import Prompt
 from retune.model.shortcut import Shortcut
 from retune.runtime import UserError, log
@@ -214,6 +215,7 @@ class Embedder(torch.nn.Module):
         longest = max(self.max_lengths.values())
         card = replace(self.card, prompts=prompts, max_length=self.card.max_length or longest)
         checkpoint.write_card(Path(folder), card, self.backbone.config.hidden_size)
+        make_portable(Path(folder))
 
 
 def _blocks(lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:

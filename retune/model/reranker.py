@@ -20,6 +20,7 @@ from retune.model.engine import Tokenizer, Tokens
 from retune.model.families import FAMILIES, Source, family
 from retune.model.frames import Frame
 from retune.model.fused import Flat
+from retune.model.portable import make_portable
 from retune.model.prompts import Prompt
 from retune.model.shortcut import Shortcut, head_of
 from retune.runtime import UserError, log
@@ -145,3 +146,4 @@ class Reranker(torch.nn.Module):
         """
         FAMILIES[self.family].save(self.backbone, folder)
         self.tokenizer.save(folder)
+        make_portable(Path(folder))
