@@ -70,9 +70,15 @@ class Config(Section):
             if self.score is not None and "score" in self.model_fields_set:
                 raise ValueError("score: expected a section `reranker` that names the teacher (or `score: null`)")
             self.score = None
+        if self.train is not None and self.train.continue_adapters and not self.embedder.peft_path:
+            raise ValueError("train.continue_adapters: expected embedder.peft_path, the adapters to go on from")
         if self.train is None and self.merge is not None:
             if "tuned" in self.merge.models and "merge" in self.model_fields_set:
                 raise ValueError("merge.models: `tuned` needs the section `train` (or `merge: null`)")
+            self.merge = None
+        if self.merge is not None and (reason := self._unmergeable()):
+            if "merge" in self.model_fields_set:
+                raise ValueError(f"merge.models: {reason}; set `merge: null`")
             self.merge = None
         made = ["base", *(["tuned"] if self.train else []), *(["merged"] if self.merge else [])]
         if self.evaluate is not None:
@@ -83,6 +89,16 @@ class Config(Section):
                     stage = {"tuned": "train", "merged": "merge"}[model]
                     raise ValueError(f"evaluate.models: `{model}` needs the section `{stage}`, which is off")
         return self
+
+    def _unmergeable(self) -> str | None:
+        """Why the models of `merge` have no weights to be summed up one by one; None where they have."""
+        if "tuned" in self.merge.models and self.train.use_lora and not self.train.save_merged_lora_model:
+            return "`tuned` is adapters alone (train.save_merged_lora_model: false)"
+        if "base" in self.merge.models and self.embedder.peft_path:
+            return "of `base`, adapters (embedder.peft_path) are not merged"
+        if {"base", "tuned"} <= set(self.merge.models) and self.train.additional_special_tokens:
+            return "`tuned` has tokens (train.additional_special_tokens) that `base` has not"
+        return None
 
     @property
     def mining_teacher(self) -> RerankerConfig | None:

@@ -38,16 +38,20 @@ def reached(script: str | Path) -> list[str]:
     return sorted(set(seen) - {"script"})
 
 
-def content_key(settings: dict[str, Any], files: list[str | Path | None], model: Path, module: str) -> str:
+def content_key(
+    settings: dict[str, Any], files: list[str | Path | None], models: Path | list[Path], module: str
+) -> str:
     """A hash of what decides the result of a job that can be resumed.
 
     Args:
         settings: JSON-able.
-        files: its tables, by their whole content, as the weights in the folder `model` are.
+        files: its tables, by their whole content, as the weights in the folders `models` are.
         module: path of the stage's module; an edit of what it reaches makes another job.
     """
     digest = hashlib.sha256(json.dumps([settings, fingerprint(module)], sort_keys=True).encode())
-    for path in [*files, *sorted(model.glob("*.safetensors")), *sorted(model.glob("*.bin"))]:
+    folders = [models] if isinstance(models, Path) else models
+    weights = [path for folder in folders for kind in ("*.safetensors", "*.bin") for path in sorted(folder.glob(kind))]
+    for path in [*files, *weights]:
         if path is not None:
             with Path(path).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())

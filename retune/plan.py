@@ -96,6 +96,8 @@ class Plan:
         section = config.mine.embedder if label == "miner" and config.mine.embedder else config.embedder
         node = self.model_node(run, label)
         settings = section.model_dump(mode="json")
+        if label in ("tuned", "merged"):  # what the base is put together from is in it
+            settings |= {"peft_path": None, "config_name": None, "tokenizer_name": None}
         return settings if node is None else settings | {"model": self.path(node), "revision": None, "sha256": None}
 
     def model_node(self, run: str, label: str) -> Node | None:
@@ -184,7 +186,7 @@ class Plan:
         raise KeyError(node.rule)
 
     def _tokenizer(self, embedder: EmbedderConfig) -> dict[str, Any]:
-        kept = ("model", "revision", "trust_remote_code")
+        kept = ("model", "revision", "tokenizer_name", "trust_remote_code")
         found = {key: value for key, value in embedder.model_dump(mode="json").items() if key in kept}
         node = self.reference(embedder.model)
         return found | ({"model": self.path(node), "revision": None} if node else {})

@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from retune.config import Config
 from retune.experiment import section_of
+from retune.sections.base import fields_of
 
 HEAD = """# The config
 
@@ -32,7 +33,7 @@ def page() -> str:
 
 def _sections(section: type[BaseModel], prefix: str = "") -> list[tuple[str, type[BaseModel]]]:
     found = []
-    for key, field in section.model_fields.items():
+    for key, field in fields_of(section).items():
         inner = section_of(field.annotation)
         if inner and not (prefix and inner.__name__ == "EmbedderConfig"):
             path = f"{prefix}{key}" + (".<name>" if "dict[" in str(field.annotation) else "")
@@ -42,7 +43,7 @@ def _sections(section: type[BaseModel], prefix: str = "") -> list[tuple[str, typ
 
 def _table(section: type[BaseModel]) -> str:
     rows = ["| key | default | what it is |", "|---|---|---|"]
-    for key, field in section.model_fields.items():
+    for key, field in fields_of(section).items():
         if section is Config and section_of(field.annotation):
             continue
         about = " ".join((field.description or "").split())

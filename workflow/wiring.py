@@ -62,7 +62,7 @@ class Wiring:
 
     def portable(self, rule: str, *labels: str) -> Callable[[Any], dict[str, Any]]:
         """`settings` without the path of a model that is an input: its content counts, in any workflow."""
-        settings, files = self.settings(rule, *labels), self.model("model")
+        settings, files = self.settings(rule, *labels), self.model("model", more=False)
 
         def found(wildcards: Any) -> dict[str, Any]:
             job = settings(wildcards)
@@ -107,13 +107,19 @@ class Wiring:
 
     # ---- models ---------------------------------------------------------------------------------
 
-    def model(self, label: str) -> Callable[[Any], list[str]]:
-        """What a job that loads a model must wait for; `label` may be the name of a wildcard."""
+    def model(self, label: str, more: bool = True) -> Callable[[Any], list[str]]:
+        """What a job that loads a model must wait for; `label` may be the name of a wildcard.
+
+        Args:
+            more: adapters, config and tokenizer from elsewhere as well.
+        """
 
         def files(wildcards: Any) -> list[str]:
             name = getattr(wildcards, label, label)
-            node = self.plan.model_node(wildcards.run, name)
-            return [self.plan.path(node)] if node else weights(self.plan.embedder(wildcards.run, name)["model"])
+            node, embedder = self.plan.model_node(wildcards.run, name), self.plan.embedder(wildcards.run, name)
+            own = [self.plan.path(node)] if node else weights(embedder["model"])
+            others = [embedder[key] for key in ("peft_path", "config_name", "tokenizer_name") if more and embedder[key]]
+            return own + [file for other in others for file in weights(other)]
 
         return files
 

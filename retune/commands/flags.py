@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from retune.config import Section
 from retune.runtime import UserError
+from retune.sections.base import fields_of
 
 TRUE, FALSE = ("true", "yes", "y", "t", "1"), ("false", "no", "n", "f", "0")
 AnySection = TypeVar("AnySection", bound=Section)
@@ -68,7 +69,7 @@ def from_section(
         leave: keys without a flag.
     """
     rows, leave, found = rows or {}, set(leave), []
-    for field, info in config.model_fields.items():
+    for field, info in fields_of(config).items():
         if field in leave:
             continue
         kind, choices = _kind(info.annotation)

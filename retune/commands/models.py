@@ -33,6 +33,11 @@ def _family(text: str) -> str:
     return FAMILIES.get(text, text)
 
 
+def or_none(text: str) -> str | None:
+    """FlagEmbedding's '' means none."""
+    return None if text in ("", "None") else text
+
+
 def _with_newlines(text: str) -> str:
     r"""A shell passes `\n` as two characters; a format means the line break."""
     return text.replace("\\n", "\n")
@@ -104,6 +109,10 @@ def trained_flags() -> list[Flag]:
         "family": {"names": ("family", "embedder_model_class"), "convert": _family, "choices": KNOWN},
         "pooling": {
             "names": ("sentence_pooling_method", "pooling_method", "pooling"), "shown": "the checkpoint's, else cls",
+        },
+        "peft_path": {
+            "names": ("raw_peft", "peft_model_path", "peft_path", "embedder_peft_path"), "convert": or_none,
+            "help": "LoRA adapters, a folder or a hub id, that are folded into the model before it is trained.",
         },
         "normalize": {
             "names": ("normalize_embeddings", "normlized", "normalized", "normalize"), "default": True,
@@ -255,7 +264,7 @@ def fetch(model: str, revision: str | None) -> None:
     """
     from retune.model.checkpoint import resolve
 
-    resolve(model, revision)
+    resolve(model, revision, adapters_alone=True)
 
 
 def token_budget(given: Given, name: str, max_length: int, dtype: str) -> dict[str, int]:

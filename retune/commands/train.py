@@ -20,7 +20,7 @@ from typing import Any
 
 from retune.commands import arguments, models, rows
 from retune.commands.flags import Flag, Given, from_section, whole
-from retune.commands.placing import place
+from retune.commands.placing import holds_model, place
 from retune.commands.work import WORK_DIR, Work, check_writable, identity, input_files, model_identity
 from retune.config import Config, EmbedderConfig, IngestConfig, TrainConfig
 from retune.runtime import UserError, log
@@ -29,13 +29,10 @@ TRAINING, MISSING = "training", "not here yet"
 # What the incumbents' trainers have and this one does not (yet), and the value that asks for nothing.  What the section
 # `train` has is a flag by itself.
 ABSENT: dict[str, Any] = {
-    "fix_position_embedding": False, "pad_to_multiple_of": None, "config_name": None, "tokenizer_name": None,
     "unified_finetuning": False, "use_self_distill": False, "self_distill_start_step": -1, "fix_encoder": False,
-    "colbert_dim": -1, "use_lora": False, "lora_rank": None, "lora_alpha": None, "lora_dropout": None,
-    "target_modules": None, "modules_to_save": None, "additional_special_tokens": None,
-    "save_merged_lora_model": False, "only_merge_lora_model": False, "peft_model_path": None, "from_peft": None,
-    "raw_peft": None, "use_flash_attn": False, "use_slow_tokenizer": False, "retrieval_use_examples": False,
-    "example_query_max_len": None, "example_passage_max_len": None, "icl_suffix_str": None,
+    "colbert_dim": -1, "only_merge_lora_model": False, "use_flash_attn": False, "use_slow_tokenizer": False,
+    "retrieval_use_examples": False, "example_query_max_len": None, "example_passage_max_len": None,
+    "icl_suffix_str": None,
 }  # fmt: skip
 
 
@@ -50,6 +47,10 @@ TRAIN = from_section(
         "sub_batch_size": {"convert": _positive_or_none},
         "nproc_per_node": {
             "help": "Processes that this command starts; torchrun starts its own.",
+        },
+        "lora_rank": {"default": 64}, "lora_alpha": {"default": 16.0, "convert": float},
+        "continue_adapters": {
+            "help": "Go on training the adapters of --raw_peft; --from_peft FOLDER stands for both, and --use_lora.",
         },
     },
     leave=("args", "same_length_within_batch"),
@@ -91,6 +92,8 @@ FLAGS = [
     Flag(("cache_dir",), models.CACHE_DIR.help, shown=models.CACHE_DIR.shown, group=models.MODEL),
     Flag(("token",), "Of the hub.", shown="the environment's HF_TOKEN", group=models.MODEL),
     *TRAIN,
+    Flag(("from_peft",), "Adapters that are trained further: --use_lora --continue_adapters --raw_peft FOLDER.",
+         convert=models.or_none, group=TRAINING),
     Flag(("seed",), "Of every draw.", convert=whole(0), default=Config.model_fields["seed"].default, group=TRAINING),
     *arguments.USUAL,
     Flag(("logging_dir",), "Folder of TensorBoard's logs, with --report_to tensorboard.", shown="<output_dir>/runs",
@@ -116,7 +119,8 @@ def run(given: Given) -> None:
         raise given.mistake("train_data", "nothing but the files of --output_dir")
     _environment(given, output)
     embedder = _embedder(given)
-    settings = given.section("train", TrainConfig, args=arguments.arguments(given))
+    going_on = {"use_lora": True, "continue_adapters": True} if given["from_peft"] else {}
+    settings = given.section("train", TrainConfig, args=arguments.arguments(given), **going_on)
     work = Work(Path(given["work_dir"]).expanduser() if given["work_dir"] else output / ".state", True, leads)
     tables = _tables(given, files, work)
     found = rows.into_tables(
@@ -137,10 +141,13 @@ def _check(given: Given, output: Path) -> None:
         if given[flag.name] != flag.default:
             raise given.mistake(flag.name, "not here yet; leave it out")
     models.check_family(given, models.KNOWN)
+    if given["from_peft"] and given["peft_path"]:
+        raise UserError(f"{given.shown('from_peft')} and {given.shown('peft_path')}: expected one of them; fold the "
+                        "second into a model first")  # fmt: skip
     if output.exists() and not output.is_dir():
         raise given.mistake("output_dir", f"{output}: expected a folder, found a file")
     check_writable(output, given, "output_dir")
-    if (output / "config.json").exists() and not given["overwrite_output_dir"]:
+    if holds_model(output) and not given["overwrite_output_dir"]:
         raise given.mistake("output_dir", f"{output}: holds a model; --overwrite_output_dir replaces it")
 
 
@@ -156,8 +163,9 @@ def _embedder(given: Given) -> EmbedderConfig:
     """The section `embedder`; a checkpoint that does not say how it pools is pooled by its first token."""
     from retune.model.checkpoint import card, resolve
 
-    found = given.section("embedder", EmbedderConfig)
-    said = card(resolve(found.model, found.revision, found.sha256)).pooling
+    going_on = {"peft_path": given["from_peft"]} if given["from_peft"] else {}
+    found = given.section("embedder", EmbedderConfig, **going_on)
+    said = card(resolve(found.model, found.revision, found.sha256, adapters_alone=True)).pooling
     if found.pooling is None and said is None:
         log.info("%s does not say how it pools: cls, see %s", found.model, given.shown("pooling"))
         return found.model_copy(update={"pooling": "cls"})

@@ -162,10 +162,10 @@ def identity(files: Sequence[Path]) -> list[tuple[str, int, int]]:
 
 
 def model_identity(settings: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """`identity` of a checkpoint's files, and of its adapters' where those lie in a folder."""
+    """`identity` of a checkpoint's files, and of what else is read where that lies in a folder."""
     from retune.model.checkpoint import resolve
 
-    folders = [resolve(settings["model"], settings.get("revision"), settings.get("sha256"))]
-    if settings.get("peft_path"):
-        folders.append(Path(settings["peft_path"]).expanduser())
+    folders = [resolve(settings["model"], settings.get("revision"), settings.get("sha256"), adapters_alone=True)]
+    others = (settings.get(key) for key in ("peft_path", "config_name", "tokenizer_name"))
+    folders += [Path(other).expanduser() for other in others if other]
     return identity([path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from retune.model.checkpoint import resolve
+from retune.model.checkpoint import resolve, tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,7 +29,7 @@ def counter(embedder: Mapping[str, Any], threads: int) -> Count:
     """A function from texts to their numbers of tokens, special tokens included, nothing cut off.
 
     Args:
-        embedder: `model`, and where given `revision` and `trust_remote_code`.
+        embedder: `model`, and where given `revision`, `tokenizer_name` and `trust_remote_code`.
         threads: read when the first text of this process is tokenized.
 
     Raises:
@@ -37,7 +37,8 @@ def counter(embedder: Mapping[str, Any], threads: int) -> Count:
     """
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    folder = resolve(embedder["model"], embedder.get("revision"))
+    other = embedder.get("tokenizer_name")
+    folder = tokenizer(other) if other else resolve(embedder["model"], embedder.get("revision"), adapters_alone=True)
     if (folder / "tokenizer.json").is_file():
         return _rust_counter(folder)
     return _python_counter(folder, bool(embedder.get("trust_remote_code")))

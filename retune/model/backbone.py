@@ -23,19 +23,25 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*pickle.*")
 
 
-def load_backbone(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> torch.nn.Module:
+def load_backbone(
+    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, config: Path | None = None
+) -> torch.nn.Module:
     """The encoder in `folder`.  A pooler which the checkpoint does not hold is left out.
+
+    Args:
+        config: folder of another `config.json` than its own.
 
     Raises:
         UserError: if weights are missing, or the architecture is not known or not an encoder.
     """
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     _quiet()
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     try:
-        model, info = AutoModel.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        if config is not None:
+            options["config"] = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code)
+        model, info = AutoModel.from_pretrained(folder, output_loading_info=True, **options)
     except BROKEN as error:
         raise UserError(f"model {folder}: {str(error).strip().splitlines()[0]}") from None
     if model.config.is_encoder_decoder:

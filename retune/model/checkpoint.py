@@ -18,27 +18,58 @@ import numpy as np
 
 from retune.runtime import UserError
 
+ADAPTERS = "adapter_config.json"  # of a folder of LoRA adapters
 
-def resolve(model: str | Path, revision: str | None = None, sha256: str | None = None) -> Path:
+
+def resolve(
+    model: str | Path, revision: str | None = None, sha256: str | None = None, adapters_alone: bool = False
+) -> Path:
     """The local folder of a model reference; a hub id is downloaded once, at `revision`.
+
+    Args:
+        adapters_alone: whether it may hold adapters without the model that they are for.
 
     Raises:
         UserError: if there is no such folder, package or hub id, or if `model.safetensors` has another checksum.
     """
     name = str(model)
-    if name.startswith("package:"):
-        folder = _package(name.removeprefix("package:"))
-    elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+    folder = located(name, revision)
+    if folder is None:
         raise UserError(f"model {name}: no such folder")
-    else:
-        folder = _hub(name, revision)
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not (adapters_alone and (folder / ADAPTERS).is_file()):
         raise UserError(f"model {name}: {folder} has no config.json, so it is no checkpoint")
     if sha256:
         _verify(name, folder / "model.safetensors", sha256)
     return folder
+
+
+def located(name: str, revision: str | None = None) -> Path | None:
+    """The local folder of a reference, whatever it holds; None where it looks like a folder's, and there is none.
+
+    Raises:
+        UserError: if there is no such package or hub id.
+    """
+    if name.startswith("package:"):
+        return _package(name.removeprefix("package:"))
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    return None if name.startswith((".", "/", "~")) or name.count("/") > 1 else _hub(name, revision)
+
+
+def tokenizer(name: str) -> Path:
+    """The folder of `embedder.tokenizer_name`, a reference to a tokenizer with a model or without.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = located(name)
+    if found is None or not has_tokenizer(found):
+        raise UserError(f"embedder.tokenizer_name: {name}: no tokenizer there")
+    return found
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def _package(package: str) -> Path:
@@ -108,15 +139,18 @@ class Card:
     truncate_dim: int | None = None
 
 
-def card(folder: Path) -> Card:
+def card(folder: Path, config: Path | None = None) -> Card:
     """Read the sentence-transformers modules, prompts and limits of a checkpoint, old layout and new.
+
+    Args:
+        config: folder of another `config.json` than its own.
 
     Raises:
         UserError: for a module that would change the vectors and that is not supported here (such as Dense).
     """
     sentence = read_json(folder / "sentence_bert_config.json")
     limits = [sentence.get("max_seq_length") or read_json(folder / "tokenizer_config.json").get("model_max_length")]
-    limits.append(positions(folder))
+    limits.append(positions(config or folder))
     known = [int(limit) for limit in limits if limit and limit < 1e9]
     said = read_json(folder / "config_sentence_transformers.json")
     prompts, truncate_dim = said.get("prompts") or {}, said.get("truncate_dim")

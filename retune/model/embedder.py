@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from retune.config import EmbedderConfig
-from retune.model import checkpoint, device, engine
-from retune.model.backbone import load_backbone, load_tokenizer
+from retune.model import checkpoint, device, engine, parts
 from retune.model.budget import TokenBudget, budget_for
 from retune.model.engine import Tokenizer, Tokens
 from retune.model.fused import Flat, FlatEncoder
@@ -91,8 +90,8 @@ class Embedder(torch.nn.Module):
         """
         if not isinstance(settings, EmbedderConfig):
             settings = EmbedderConfig(model=str(settings))
-        folder = checkpoint.resolve(settings.model, settings.revision, settings.sha256)
-        card = checkpoint.card(folder)
+        made_of = parts.locate(settings)
+        card = checkpoint.card(made_of.checkpoint, made_of.config or made_of.weights)
         pooling = _chosen("pooling", settings.pooling, card.pooling, None)
         if pooling is None:
             raise UserError(
@@ -104,8 +103,8 @@ class Embedder(torch.nn.Module):
         )  # fmt: skip
         target = target or device.best_device()
         dtype = dtype or device.compute_dtype(settings.dtype, target)
-        backbone = load_backbone(folder, dtype, settings.trust_remote_code).to(target).eval()
-        return cls(backbone, load_tokenizer(folder, settings.trust_remote_code), card, settings)
+        backbone, tokenizer = parts.load(made_of, settings, dtype)
+        return cls(backbone.to(target).eval(), tokenizer, card, settings)
 
     @property
     def device(self) -> torch.device:
@@ -127,10 +126,20 @@ class Embedder(torch.nn.Module):
             kind: "query" or "passage".
             instructions: a text's own instruction, which comes before the common one.
         """
+        return self._tokens(texts, kind, instructions, self.max_lengths[kind])
+
+    def cut(self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None) -> np.ndarray:
+        """Whether `tokenize` leaves an end of each text out, bool [n]."""
+        limit = self.max_lengths[kind]
+        return self._tokens(texts, kind, instructions, limit + 1).lengths > limit
+
+    def _tokens(
+        self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None, max_length: int
+    ) -> Tokens:
         texts = self.prompts[kind].apply(texts, instructions)
         if self.card.lowercase:
             texts = [text.lower() for text in texts]
-        return self.tokenizer(texts, self.max_lengths[kind])
+        return self.tokenizer(texts, max_length)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids int64 [B, L], attention_mask [B, L] (None: no padding) → float32 [B, dim]."""
@@ -209,6 +218,10 @@ class Embedder(torch.nn.Module):
     def save(self, folder: Path) -> None:
         """Write weights, tokenizer, sentence-transformers modules and prompts."""
         self.backbone.save_pretrained(folder)
+        self.save_use(folder)
+
+    def save_use(self, folder: Path) -> None:
+        """Write what a checkpoint says beside its weights: tokenizer, sentence-transformers modules and prompts."""
         self.tokenizer.save(folder)
         prompts = {name: text for name, text in self.card.prompts.items() if name not in PASSAGE_PROMPTS}
         prompts |= {"query": self.prompts["query"].prefix(), "document": self.prompts["passage"].prefix()}

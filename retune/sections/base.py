@@ -6,6 +6,7 @@ import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -15,6 +16,12 @@ class Section(BaseModel):
     """A part of the config: unknown keys are mistakes, defaults are documented in the schema."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A section's fields by key: its own, then those that it shares with other sections."""
+    own = section.__annotations__
+    return dict(sorted(section.model_fields.items(), key=lambda item: item[0] not in own))
 
 
 def _window(value: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from retune.sections.base import Section, Template, TrainingArgs, as_layers, as_list
+from retune.sections.base import Section, Template, TrainingArgs, as_layers
+from retune.sections.lora import LoraKeys
 
 
 class EmbedderConfig(Section):
@@ -16,6 +17,12 @@ class EmbedderConfig(Section):
     """Branch, tag or commit of a hub id."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Checksum that the model's `model.safetensors` must have."""
+    peft_path: str | None = None
+    """LoRA adapters, a folder or a hub id, that are folded into the model; see also `train.continue_adapters`."""
+    config_name: str | None = None
+    """A folder or a hub id whose `config.json` holds in place of the model's own."""
+    tokenizer_name: str | None = None
+    """A folder or a hub id whose tokenizer is used in place of the model's own."""
     family: Literal["encoder"] | None = None
     """Kind of model; read from the checkpoint where not given."""
     pooling: Literal["cls", "mean", "last_token"] | None = None
@@ -42,7 +49,7 @@ class EmbedderConfig(Section):
     """Run modelling code that comes with the checkpoint. Off unless you trust its authors."""
 
 
-class FitConfig(Section):
+class FitConfig(LoraKeys):
     """Training of one's own cross-encoder, from an encoder, on the mined pairs."""
 
     max_queries: Annotated[int, Field(ge=1)] | None = None
@@ -57,16 +64,6 @@ class FitConfig(Section):
     """Queries held back from the fit: the checkpoint with the best MRR on them becomes the model. 0: the last one."""
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many evaluations on the queries held back without a better one."""
-    use_lora: bool = False
-    """Train low-rank adapters and the head only; they are folded into the saved model."""
-    lora_rank: Annotated[int, Field(ge=1)] = 32
-    """Rank of the adapters."""
-    lora_alpha: Annotated[float, Field(gt=0)] = 64
-    """Adapters are scaled by lora_alpha / lora_rank."""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Dropout before the adapters."""
-    target_modules: Annotated[list[str], BeforeValidator(as_list)] | None = None
-    """Names of the linear layers that get adapters; all of them where not given."""
     args: TrainingArgs = Field(default_factory=dict)
     """Any `transformers.TrainingArguments`."""
 

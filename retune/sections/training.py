@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from retune.sections.base import Section, TrainingArgs
+from retune.sections.lora import LoraKeys, Names
 
 
-class TrainConfig(Section):
+class TrainConfig(LoraKeys):
     train_group_size: Annotated[int, Field(ge=1)] = 8
     """Passages of a group: one positive, the others negatives."""
     temperature: Annotated[float, Field(gt=0)] = 0.02
@@ -69,6 +70,19 @@ class TrainConfig(Section):
     """Passages, drawn with the seed, that they are searched in besides their positives."""
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many evaluations on the queries set aside without a better one."""
+    continue_adapters: bool = False
+    """With `use_lora`: go on training the adapters of `embedder.peft_path`, in place of new ones on a model into which
+    those are folded; rank, alpha, dropout and modules are then theirs."""
+    additional_special_tokens: Names | None = None
+    """Tokens that the tokenizer learns. Their vectors start as the mean of all others; with `use_lora` they are
+    trained only where the embedding layer is among `modules_to_save`. Such a model is not merged with its base."""
+    save_merged_lora_model: bool = True
+    """Fold trained adapters into the saved model and keep them in its folder `adapter`; `false` saves them alone, to be
+    put on the base model whenever they are loaded, and not to be merged with it by `merge`."""
+    fix_position_embedding: bool = False
+    """Leave position embeddings as they are."""
+    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
+    """Lengths are padded to a multiple of it; what suits the hardware where not given."""
     nproc_per_node: Annotated[int, Field(ge=1)] = 1
     """Processes of torchrun; 1 needs no process group."""
     args: TrainingArgs = Field(default_factory=dict)
@@ -93,6 +107,8 @@ class TrainConfig(Section):
         for name in ("small_threshold", "drop_threshold"):
             if getattr(self, name) and not (self.same_dataset_within_batch or self.same_length_within_batch):
                 raise ValueError(f"{name}: it counts only with same_dataset_within_batch or same_length_within_batch")
+        if self.continue_adapters and not self.use_lora:
+            raise ValueError("continue_adapters: expected `use_lora: true`")
         if self.knowledge_distillation and self.train_group_size == 1:
             raise ValueError("knowledge_distillation: a teacher compares passages, so train_group_size must exceed 1")
         return self

@@ -16,8 +16,8 @@ from retune.config import EmbedConfig, EmbedderConfig
 from retune.data import encode, vectors
 from retune.data.contents import folder_hash
 from retune.fingerprint import fingerprint as code_fingerprint
-from retune.model import checkpoint
 from retune.model import embedder as model_code
+from retune.model import parts
 from retune.model.device import named
 from retune.model.embedder import Embedder
 from retune.runtime import log, progress
@@ -87,11 +87,17 @@ def fingerprint(model: Embedder, kind: str) -> Mapping[str, str]:
     """What tells vectors of one model from another's: model, pooling, prompt, length."""
     prompt = model.prompts[kind]
     return {
-        "model": model.settings.model, "revision": str(model.settings.revision), "kind": kind,
+        "model": model.settings.model, "revision": str(model.settings.revision), "kind": kind, **_parts(model),
         "pooling": model.card.pooling, "normalize": str(model.card.normalize), "dtype": str(model.dtype),
         "prompt": prompt.template.format(prompt.instruction or "", "{text}"),
         "max_length": str(model.max_lengths[kind]), "truncate_dim": str(model.card.truncate_dim),
     }  # fmt: skip
+
+
+def _parts(model: Embedder) -> Mapping[str, str]:
+    """What else than the checkpoint the model is read from."""
+    found = {key: getattr(model.settings, key) for key in ("peft_path", "config_name", "tokenizer_name")}
+    return {key: value for key, value in found.items() if value}
 
 
 def identity(model: Embedder, kind: str, settings: EmbedConfig, cache: Path) -> dict[str, Any]:
@@ -100,9 +106,9 @@ def identity(model: Embedder, kind: str, settings: EmbedConfig, cache: Path) -> 
     Prompts are not in it, since they are part of the text that the model reads, nor are devices and
     sizes of batches, which move a vector by rounding alone.
     """
-    folder = checkpoint.resolve(model.settings.model, model.settings.revision)
+    hashes = [folder_hash(folder, cache / ".checkpoints") for folder in parts.locate(model.settings).folders]
     return {
-        "checkpoint": folder_hash(folder, cache / ".checkpoints"), "code": code_fingerprint(model_code.__file__),
+        "checkpoint": hashes[0] if len(hashes) == 1 else hashes, "code": code_fingerprint(model_code.__file__),
         "remote_code": model.settings.trust_remote_code, "pooling": model.card.pooling,
         "normalize": model.card.normalize, "max_length": model.max_lengths[kind],
         "truncate_dim": model.card.truncate_dim, "dim": model.dim, "dtype": str(model.dtype),

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
-from retune.config import RerankerConfig
+from retune.config import FitConfig, RerankerConfig
 from retune.data import candidates
 from retune.data.batches import Chunker, GroupDataset, RerankerCollate
 from retune.fingerprint import content_key
@@ -58,8 +60,7 @@ def fit(
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
     if settings.use_lora:
-        lora = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.target_modules)
-        model.backbone = wrap(model.backbone, *lora, "SEQ_CLS")
+        model.backbone = _wrapped(model.backbone, settings, seed)
     with timed("tokenising"):
         half = arguments.bf16 or arguments.fp16
         collate = RerankerCollate(Chunker.of(model, _tokens(model, data, texts), None, half))
@@ -69,6 +70,15 @@ def fit(
     task = RerankerTask(model, WhatFits(), settings.loss)
     patience = settings.early_stopping_patience
     run(task, arguments, dataset, collate, places, partial(_save, model), SECTION, dev, patience)
+
+
+def _wrapped(backbone: nn.Module, settings: FitConfig, seed: int) -> nn.Module:
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return wrap(backbone, settings, "SEQ_CLS")
+    except UserError as error:
+        raise UserError(f"reranker.fit.{error}") from None
 
 
 def _save(model: Reranker, folder: Path) -> None:

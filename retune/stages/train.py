@@ -7,6 +7,7 @@ Several processes are started by torchrun, which runs this module on a job file.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,9 +63,8 @@ def _train(
     from retune.data import candidates, devset
     from retune.data.batches import GroupDataset
     from retune.fingerprint import content_key
-    from retune.model.backbone import set_dropout
-    from retune.model.checkpoint import resolve
-    from retune.model.embedder import Embedder
+    from retune.model import parts, trainable
+    from retune.training import preflight
     from retune.training.arguments import training_arguments
     from retune.training.dev import evaluator
     from retune.training.embedding import EmbedderTask
@@ -86,14 +86,11 @@ def _train(
         bins=files["bins"], drop_longer_than=drop_longer_than, scored=settings.knowledge_distillation,
     )  # fmt: skip
     sizes = _group_sizes(settings, data)
-    _check_candidates(settings, arguments.per_device_train_batch_size, arguments.world_size, data)
+    preflight.check_candidates(settings, arguments.per_device_train_batch_size, arguments.world_size, data)
     chosen = {"settings": settings.model_dump(mode="json"), "embedder": embedder.model_dump(mode="json"), "seed": seed}
-    folder = resolve(embedder.model, embedder.revision, embedder.sha256)
     chosen |= {"drop_longer_than": drop_longer_than, "processes": arguments.world_size}
-    claim(places.state, content_key(chosen, list(files.values()), folder, __file__))
-    model = Embedder.load(embedder, torch.float32, arguments.device)
-    if settings.dropout is not None:
-        set_dropout(model, settings.dropout)
+    claim(places.state, content_key(chosen, list(files.values()), parts.locate(embedder).folders, __file__))
+    model = trainable.load(embedder, settings, seed, arguments.device)
     recipe = _recipe(settings, model)
     with timed("tokenising"):
         half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
@@ -105,7 +102,8 @@ def _train(
     task = EmbedderTask(model, recipe, policy(settings.grad_cache, bounded))
     order = order_of(settings, data, arguments.per_device_train_batch_size)
     patience = settings.early_stopping_patience
-    run(task, arguments, dataset, collate, places, model.save, dev=dev, patience=patience, order=order)
+    save = partial(trainable.save, model, training=settings)
+    run(task, arguments, dataset, collate, places, save, dev=dev, patience=patience, order=order)
 
 
 def _group_sizes(settings: TrainConfig, data: TrainSet) -> np.ndarray | None:
@@ -117,20 +115,6 @@ def _group_sizes(settings: TrainConfig, data: TrainSet) -> np.ndarray | None:
     if settings.use_inbatch_neg:
         task_types.warn_of_shared_answers(data.types, data.sources, data.in_batch)
     return sizes if (sizes < settings.train_group_size).any() else None
-
-
-def _check_candidates(settings: TrainConfig, batch_size: int, processes: int, data: TrainSet) -> None:
-    """A query with no passage but its positive teaches nothing: its loss is 0."""
-    if settings.train_group_size > 1:
-        return
-    if not settings.use_inbatch_neg or batch_size * (processes if settings.negatives_cross_device else 1) == 1:
-        raise UserError(
-            "train.train_group_size: 1 leaves a query nothing but its positive, so the loss is 0; raise it, "
-            "or use train.use_inbatch_neg with train.args.per_device_train_batch_size above 1"
-        )
-    if not data.in_batch.all():
-        source = data.sources[int((~data.in_batch).argmax())]
-        raise UserError(f"{source}: in_batch_negatives is false here, so train.train_group_size must be at least 2")
 
 
 def _recipe(settings: TrainConfig, model: Embedder) -> Recipe:
@@ -173,16 +157,20 @@ def _collate(
     """Tokenises the queries and every passage that may be drawn."""
     from retune.data.batches import Chunker, EmbedderCollate, joined
     from retune.data.shuffle import Shuffler
+    from retune.training import preflight
 
-    queries = model.tokenize(data.queries, "query", data.prompts)
+    queries = preflight.tokenized(model, data.queries, "query", data.prompts)
     passages, which, contents = _passage_tokens(model, data, texts)
     shuffler = None
     if settings.shuffle_ratio:
         tokenize = partial(model.tokenize, kind="passage")
         shuffler = Shuffler(contents, len(data), tokenize, settings.shuffle_ratio, seed)
-    chunker = Chunker.of(
-        model, joined([queries, *passages]), settings.max_tokens_per_batch, half, settings.sub_batch_size
-    )
+    tokens = joined([queries, *passages])
+    chunker = Chunker.of(model, tokens, settings.max_tokens_per_batch, half, settings.sub_batch_size)
+    if settings.pad_to_multiple_of:
+        longest = model.max_lengths["passage"] if shuffler else 0  # shuffled sentences may have other tokens
+        preflight.check_padding(model, max(longest, int(tokens.lengths.max())), settings.pad_to_multiple_of)
+        chunker = replace(chunker, multiple=settings.pad_to_multiple_of)
     return EmbedderCollate(data, chunker, len(data) + which, settings.knowledge_distillation, sizes, shuffler)
 
 
@@ -196,6 +184,7 @@ def _passage_tokens(model: Embedder, data: TrainSet, texts: Path) -> tuple[list[
 
     from retune.data.candidates import read_texts
     from retune.data.task_types import read_as_queries
+    from retune.training import preflight
 
     ids, which = np.unique(data.text_ids, return_inverse=True)
     contents = np.array(read_texts(texts, ids), dtype=object)
@@ -209,10 +198,11 @@ def _passage_tokens(model: Embedder, data: TrainSet, texts: Path) -> tuple[list[
         distinct, place = np.unique(which[members], return_inverse=True)
         chosen = contents[distinct].tolist()
         if kind < 0:
-            parts.append(model.tokenize(chosen, "passage"))
+            parts.append(preflight.tokenized(model, chosen, "passage"))
             read = chosen
         else:
-            parts.append(model.tokenize(chosen, "query", [str(instructions[kind]) or None] * len(chosen)))
+            own = [str(instructions[kind]) or None] * len(chosen)
+            parts.append(preflight.tokenized(model, chosen, "query", own))
         rows[members] = first + place
         first += len(distinct)
     return parts, rows, read

@@ -27,6 +27,8 @@ class Task(nn.Module):
         super().__init__()
         self.model, self.keep = model, keep
         self._noted: dict[str, Tensor] = {}
+        self.register_state_dict_post_hook(_without_frozen)
+        self.register_load_state_dict_post_hook(_frozen_are_there)
 
     def outputs(self, chunks: list[dict[str, Tensor]]) -> Tensor:
         """The model's rows for all chunks, one after the other: float32 [n, ...]."""
@@ -47,8 +49,31 @@ class Task(nn.Module):
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recompute activations in the backward pass; asked for by `activation_checkpointing` of the arguments."""
+        self._let_gradients_in()
         self.model.backbone.activation_checkpointing_enable(**options)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """The older name of the same."""
+        self._let_gradients_in()
         self.model.backbone.gradient_checkpointing_enable(**options)
+
+    def _let_gradients_in(self) -> None:
+        """A layer that is recomputed by torch's older, reentrant way gets no gradient where its input needs none."""
+        if not all(weight.requires_grad for weight in self.model.backbone.get_input_embeddings().parameters()):
+            self.model.backbone.enable_input_require_grads()
+
+
+def _frozen(task: nn.Module) -> list[str]:
+    return [name for name, weight in task.named_parameters(remove_duplicate=False) if not weight.requires_grad]
+
+
+def _without_frozen(task: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave out of a checkpoint what training does not change: it is as the model was loaded."""
+    for name in _frozen(task):
+        state.pop(prefix + name, None)
+
+
+def _frozen_are_there(task: nn.Module, keys: Any) -> None:
+    for name in _frozen(task):
+        if name in keys.missing_keys:
+            keys.missing_keys.remove(name)
