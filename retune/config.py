@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from retune.sections.base import NAME, Name, Section, bounds
 from retune.sections.data import (
@@ -39,6 +39,10 @@ class Config(Section):
     """Of the experiment: `results/<name>/`."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Of every draw: dev split, sampling of negatives, data order, new heads."""
+    cache_dir: str | None = None
+    """Folder of models downloaded from the hub; the hub's own where not given. No result depends on it."""
+    token: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    """Name of the environment variable that holds the hub's token; `HF_TOKEN` where not given."""
     environment: Literal["cpu", "cuda"] = "cpu"
     """Which of `envs/` the jobs get under `--sdm conda`."""
     demo: DemoConfig | None = None
@@ -57,6 +61,15 @@ class Config(Section):
     report: ReportConfig | None = Field(default_factory=ReportConfig)
     variants: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     """{name: overrides of any key}; what equals an earlier variant is shared with it."""
+
+    @field_validator("token")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        if value and value.startswith("hf_"):  # as the hub's tokens do
+            raise ValueError(
+                "expected the name of an environment variable, found a token: its value would be in results/"
+            )
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

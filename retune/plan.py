@@ -137,7 +137,7 @@ class Plan:
             case "ingest", _:
                 return {"settings": dump(config.ingest), "seed": seed}
             case "config", _:
-                return {"config": config.model_dump(mode="json", exclude={"variants"})}
+                return {"config": config.model_dump(mode="json", exclude={"variants", "cache_dir", "token"})}
             case "benchmark", (name,):
                 return {"settings": dump(config.evaluate.benchmarks[name]), "name": name}
             case "split", _:

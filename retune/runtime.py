@@ -64,6 +64,16 @@ def start_job(log_file: str, threads: int) -> None:
     sys.excepthook = lambda kind, error, trace: report_and_exit_code(error)
 
 
+def use_hub(cache_dir: str | None, token: str | None) -> None:
+    """Make a folder the hub's cache, and a token its own, for this process and its children; None changes nothing."""
+    if cache_dir:
+        os.environ["HF_HUB_CACHE"] = cache_dir
+        if "huggingface_hub.constants" in sys.modules:  # which has read the environment already
+            sys.modules["huggingface_hub.constants"].HF_HUB_CACHE = cache_dir
+    if token:
+        os.environ["HF_TOKEN"] = token
+
+
 class _Lines:
     """Standard error for a progress bar in a log: each state is a line, instead of painted over the last."""
 

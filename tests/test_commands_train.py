@@ -322,6 +322,45 @@ def test_files_are_moved_between_disks(tmp_path: Path, monkeypatch: pytest.Monke
     assert found == {"out/config.json": "1\n", "out/1_Pooling/config.json": "2\n"}
 
 
+# ---- adapters -----------------------------------------------------------------------------------
+
+
+def test_adapters_by_flags(folder: Folder, base: str) -> None:
+    """Saved beside the model, alone, trained further; a later model has no earlier one's adapters beside it."""
+    lora = "--use_lora", "True", "--lora_rank", 4, "--target_modules", "query", "value", "--max_steps", 2
+    folder.said(*lora)
+    adapters = folder.out / "adapter"
+    assert json.loads((adapters / "adapter_config.json").read_text())["r"] == 4
+    texts = [row["pos"][0] for row in some_rows()[:4]]
+    settings = {"model": base, "peft_path": str(adapters), "normalize": True}
+    tuned = Embedder.load(str(folder.out)).encode_passages(texts)
+    np.testing.assert_allclose(Embedder.load(EmbedderConfig(**settings)).encode_passages(texts), tuned, atol=1e-5)
+    rows, other = folder.out, folder.path / "alone"
+    folder.out = other
+    further = "--from_peft", adapters, "--max_steps", 1, "--learning_rate", 1e-6
+    folder.said(*further, "--save_merged_lora_model", "False")
+    assert [path.name for path in other.glob("*.safetensors")] == ["adapter_model.safetensors"]
+    np.testing.assert_allclose(Embedder.load(str(other)).encode_passages(texts), tuned, atol=1e-3)
+    assert "holds a model; --overwrite_output_dir replaces it" in folder.said(*further, code=1)
+    folder.out = rows
+    folder.said("--raw_peft", other, "--max_steps", 1, "--overwrite_output_dir")
+    assert not (adapters / "adapter_config.json").exists() and (rows / "config.json").exists()
+
+
+def test_the_incumbents_flags_of_adapters() -> None:
+    given = training(
+        "--use_lora", "True", "--target_modules", "q_proj", "k_proj", "--additional_special_tokens", "<a>", "<b>",
+        "--modules_to_save", "embed_tokens", "--save_merged_lora_model", "True", "--peft_model_path", "",
+        "--from_peft", "", "--config_name", "c", "--tokenizer_name", "t", "--fix_position_embedding", "--lora_dropout",
+        "0.2", "--pad_to_multiple_of", "8",
+    )  # fmt: skip
+    settings, model = given.section("train", TrainConfig), given.section("embedder", EmbedderConfig)
+    assert (settings.lora_rank, settings.lora_alpha, settings.lora_dropout) == (64, 16, 0.2)  # FlagEmbedding's defaults
+    assert settings.target_modules == ["q_proj", "k_proj"] and settings.additional_special_tokens == ["<a>", "<b>"]
+    assert settings.fix_position_embedding and settings.pad_to_multiple_of == 8 and not settings.continue_adapters
+    assert (model.peft_path, model.config_name, model.tokenizer_name) == (None, "c", "t")
+
+
 # ---- several processes --------------------------------------------------------------------------
 
 
@@ -487,6 +526,11 @@ def test_what_is_not_here_is_refused() -> None:
         (["--max_steps", "x"], "--max_steps: invalid int value: 'x'"),
         (["--deepspeed", "no.json"], "--deepspeed: no.json: "),
         (["--resume_from_checkpoint", "o"], "--resume_from_checkpoint: an interrupted run is resumed by itself"),
+        (["--from_peft", "a", "--raw_peft", "b"], "--from_peft and --raw_peft: expected one of them"),
+        (["--continue_adapters"], "--continue_adapters: expected `use_lora: true`"),
+        (["--use_lora", "--continue_adapters"], "--continue_adapters: expected --raw_peft, the adapters to go on from"),
+        (["--use_lora", "--target_modules", "q_proj"], "--target_modules: "),
+        (["--pad_to_multiple_of", "100"], "--pad_to_multiple_of: a text of "),
         (["--lr_scheduler_type", "none"], "none is not a valid SchedulerType"),
         (["--per_device_train_batch_size", "99", "--dataloader_drop_last"],
          "24 training queries do not fill one batch of 99 × 1 processes"),

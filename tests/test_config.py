@@ -94,6 +94,36 @@ def test_what_one_section_needs_of_another() -> None:
     assert "cutoffs" in lines(SMALL | {"evaluate": {"k": 10, "cutoffs": [1, 100]}})[0]
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"train": {"use_lora": True, "save_merged_lora_model": False}}, "`tuned` is adapters alone"),
+        ({"embedder": {"model": "m", "peft_path": "a"}}, "of `base`, adapters (embedder.peft_path) are not merged"),
+        ({"train": {"additional_special_tokens": "<q>"}}, "`tuned` has tokens"),
+    ],
+)
+def test_what_cannot_be_merged_is_not(changed: dict, message: str) -> None:
+    config = load(SMALL | changed).runs["run"]
+    assert config.merge is None and config.evaluate.models == ["base", "tuned"]
+    [line] = lines(SMALL | changed | {"merge": {}})
+    assert line.startswith("merge.models: ") and message in line and line.endswith("; set `merge: null`")
+
+
+def test_adapters_to_go_on_from_must_be_named() -> None:
+    assert lines(SMALL | {"train": {"use_lora": True, "continue_adapters": True}}) == [
+        "train.continue_adapters: expected embedder.peft_path, the adapters to go on from"
+    ]
+    assert "train: continue_adapters: expected `use_lora: true`" in lines(
+        SMALL | {"train": {"continue_adapters": True}}
+    )
+
+
+def test_a_token_has_no_place_in_a_config() -> None:
+    assert load(SMALL | {"token": "MY_TOKEN", "cache_dir": "models"}).runs["run"].token == "MY_TOKEN"
+    [line] = lines(SMALL | {"token": "hf_" + "abc"})
+    assert line == "token: expected the name of an environment variable, found a token: its value would be in results/"
+
+
 def test_stages_switched_off() -> None:
     config = load(SMALL | {"train": None}).runs["run"]
     assert config.merge is None and config.evaluate.models == ["base"]

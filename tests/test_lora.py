@@ -325,7 +325,8 @@ def test_rows_that_a_checkpoint_has_to_spare_are_used(base):
 @pytest.mark.parametrize(
     ("embedder", "settings", "message"),
     [
-        ({}, {"target_modules": ["q_proj"]}, r"^train\.target_modules: .*q_proj"),
+        ({}, {"target_modules": ["q_proj", "up"]},
+         r"^train\.target_modules: the model has no q_proj or up; its linear layers: query, key, value, dense$"),
         ({}, {"modules_to_save": ["wte"]}, r"^train\.modules_to_save: the model has no module named 'wte'"),
         ({}, {"continue_adapters": True}, r"^train\.continue_adapters: expected embedder\.peft_path"),
         ({"peft_path": "ADAPTER"}, {"save_merged_lora_model": False},

@@ -66,6 +66,16 @@ def test_a_second_round_mines_with_the_tuned_model(plan: Plan) -> None:
     assert path(plan, "x.again", "mine") == "results/x.again/mine/pairs.parquet"
 
 
+def test_what_the_base_is_put_together_from_is_in_the_tuned_model() -> None:
+    others = {"peft_path": "adapters", "config_name": "c", "tokenizer_name": "t"}
+    plan = Plan(load(RAW | {"embedder": {"model": "m"} | others, "merge": None, "variants": {}}))
+    base, tuned = plan.embedder("x", "base"), plan.embedder("x", "tuned")
+    assert {key: base[key] for key in others} == others and base["model"] == "m"
+    assert {key: tuned[key] for key in others} == dict.fromkeys(others) and tuned["model"] == "results/x/train/model"
+    assert plan.settings(Node("x", "train"))["embedder"] == base
+    assert plan.settings(Node("x", "split"))["embedder"]["tokenizer_name"] == "t"
+
+
 def test_stages_that_are_off_have_no_targets(plan: Plan) -> None:
     rules = {node.rule for node in plan.reported("x.bare")}
     assert not rules & {"merge", "score", "fit"}

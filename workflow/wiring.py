@@ -17,7 +17,7 @@ from retune.experiment import ConfigError, load
 from retune.fingerprint import fingerprint
 from retune.plan import TRAIN as TRAIN  # for the rules
 from retune.plan import Node, Plan
-from retune.runtime import UserError
+from retune.runtime import UserError, use_hub
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
 
@@ -28,6 +28,7 @@ def wire(config: Mapping[str, Any], files: Iterable[Any]) -> Wiring:
     try:
         wiring = Wiring(Plan(load(config, shown)))
         wiring.check_files()
+        wiring.use_hub()
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from None
@@ -48,6 +49,17 @@ class Wiring:
         self.runs = "|".join(map(re.escape, plan.runs))
         self.benchmarks = "|".join(map(re.escape, dict.fromkeys(names))) or "none"
         self.environment = f"../../envs/{plan.config(plan.main).environment}.yaml"
+
+    def use_hub(self) -> None:
+        """Have every job find the hub's cache and token in its environment: no result depends on them.
+
+        Raises:
+            UserError: if the variable that the config names for the token is not there.
+        """
+        config = self.plan.config(self.plan.main)
+        if config.token and not os.environ.get(config.token):
+            raise ConfigError([f"token: there is no environment variable {config.token}"])
+        use_hub(config.cache_dir, os.environ[config.token] if config.token else None)
 
     # ---- any rule -------------------------------------------------------------------------------
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from retune.commands.flags import Flag, Given, from_section, whole
 from retune.config import EmbedderConfig, RerankerConfig
-from retune.runtime import UserError, log
+from retune.runtime import UserError, log, use_hub
 
 # FlagEmbedding's names of model classes → `embedder.family`
 FAMILIES = {
@@ -159,10 +158,7 @@ def hardware_flags() -> list[Flag]:
 
 def use_cache(given: Given) -> None:
     """Make `--cache_dir` the hub's cache, for this process and its children."""
-    if given["cache_dir"]:
-        os.environ["HF_HUB_CACHE"] = given["cache_dir"]
-        if "huggingface_hub.constants" in sys.modules:  # which has read the environment already
-            sys.modules["huggingface_hub.constants"].HF_HUB_CACHE = given["cache_dir"]
+    use_hub(given["cache_dir"], None)
 
 
 def prepare(given: Given) -> list[str]:

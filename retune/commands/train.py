@@ -23,7 +23,7 @@ from retune.commands.flags import Flag, Given, from_section, whole
 from retune.commands.placing import holds_model, place
 from retune.commands.work import WORK_DIR, Work, check_writable, identity, input_files, model_identity
 from retune.config import Config, EmbedderConfig, IngestConfig, TrainConfig
-from retune.runtime import UserError, log
+from retune.runtime import UserError, log, use_hub
 
 TRAINING, MISSING = "training", "not here yet"
 # What the incumbents' trainers have and this one does not (yet), and the value that asks for nothing.  What the section
@@ -153,9 +153,7 @@ def _check(given: Given, output: Path) -> None:
 
 def _environment(given: Given, output: Path) -> None:
     """What transformers and the hub read from the environment, for this process and its children."""
-    models.use_cache(given)
-    if given["token"]:
-        os.environ["HF_TOKEN"] = given["token"]
+    use_hub(given["cache_dir"], given["token"])
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(given["logging_dir"] or output / "runs"))
 
 

@@ -27,13 +27,13 @@ def wrap(model: nn.Module, keys: LoraKeys, task: str) -> nn.Module:
     """
     from peft import LoraConfig, get_peft_model
 
+    _check_names(model, keys)
     unused = task == "FEATURE_EXTRACTION" and isinstance(getattr(model, UNUSED, None), nn.Module)
-    names = [f"{UNUSED}.{name}" for name, _ in getattr(model, UNUSED).named_modules() if name] if unused else None
     config = LoraConfig(
         r=keys.lora_rank, lora_alpha=keys.lora_alpha, lora_dropout=keys.lora_dropout, task_type=task,
-        target_modules=keys.target_modules or "all-linear", exclude_modules=names, modules_to_save=keys.modules_to_save,
+        target_modules=keys.target_modules or "all-linear", modules_to_save=keys.modules_to_save,
+        exclude_modules=[f"{UNUSED}.{name}" for name in _linear(getattr(model, UNUSED))] if unused else None,
     )  # fmt: skip
-    _check_names(model, keys.modules_to_save)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing had to be excluded
@@ -42,12 +42,22 @@ def wrap(model: nn.Module, keys: LoraKeys, task: str) -> nn.Module:
         raise UserError(f"target_modules: {str(error).strip().splitlines()[0]}") from None
 
 
-def _check_names(model: nn.Module, names: list[str] | None) -> None:
-    """Raise a UserError for a name of `modules_to_save` that no module has: peft passes over it."""
-    known = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()} | {name for name, _ in model.named_modules()}
-    for wanted in names or []:
-        if wanted not in known:
-            raise UserError(f"modules_to_save: the model has no module named {wanted!r}")
+def _linear(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _check_names(model: nn.Module, keys: LoraKeys) -> None:
+    """Raise a UserError for a name that stands for no module, which peft would pass over or not name."""
+    modules = [f".{name}" for name, _ in model.named_modules()]
+
+    def unknown(names: list[str] | None) -> list[str]:
+        return [name for name in names or [] if not any(module.endswith(f".{name}") for module in modules)]
+
+    if wrong := unknown(keys.modules_to_save):
+        raise UserError(f"modules_to_save: the model has no module named {wrong[0]!r}")
+    if keys.target_modules and len(wrong := unknown(keys.target_modules)) == len(keys.target_modules):
+        known = dict.fromkeys(name.rsplit(".", 1)[-1] for name in _linear(model))
+        raise UserError(f"target_modules: the model has no {' or '.join(wrong)}; its linear layers: {', '.join(known)}")
 
 
 def go_on(model: nn.Module, adapters: Path, where: str) -> nn.Module:
@@ -78,7 +88,13 @@ def fold(model: nn.Module, adapters: str | Path | None, where: str = "reranker.p
     Raises:
         UserError: if there are none, or if they do not fit the model.
     """
-    return model if adapters is None else unwrap(_attached(model, located(adapters, where), where, False))
+    if adapters is None:
+        return model
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    folded = unwrap(_attached(model, located(adapters, where), where, False))
+    for name, weight in folded.named_parameters():
+        weight.requires_grad_(name in trained)  # which peft takes from the model that it wraps
+    return folded
 
 
 def located(adapters: str | Path, where: str) -> Path:
