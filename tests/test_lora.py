@@ -156,7 +156,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(base, paths, tmp_path):
 
 
 def wrapped(base: Path, dropout: float = 0.0, **settings) -> Embedder:
-    training = TrainConfig(**LORA | {"lora_dropout": dropout} | settings)
+    """A model as training loads it, with adapters that do something already."""
+    training = TrainConfig(**LORA | {"lora_dropout": dropout, "dropout": dropout} | settings)
     model = trainable.load(EmbedderConfig(model=str(base)), training, seed=3).train()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -174,14 +175,18 @@ def gradients(model: Embedder, keep: int | None) -> dict[str, torch.Tensor]:
     return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
 
 
+@pytest.mark.parametrize("lora", [True, False], ids=["adapters", "all weights"])
 @pytest.mark.parametrize("options", [None, {"use_reentrant": False}, {"use_reentrant": True}])
-def test_gradcache_and_gradient_checkpointing_change_no_gradient(base, options):
-    """With adapters' dropout on; the embedding layer is frozen, so that no gradient comes in from below."""
-    plain = gradients(wrapped(base, 0.3), None)
-    assert plain and all("lora_" in name and grad is not None and grad.norm() > 0 for name, grad in plain.items())
-    model = wrapped(base, 0.3)
+def test_gradcache_and_gradient_checkpointing_change_no_gradient(base, options, lora):
+    """With dropout on; under adapters the embedding layer is frozen, so that no gradient comes in from below."""
+    settings = {"dropout": 0.3, "use_lora": lora}
+    plain = gradients(wrapped(base, **settings), None)
+    moved = {name for name, grad in plain.items() if grad is not None and grad.norm() > 0}
+    assert moved and moved == {name for name in plain if "lora_" in name} if lora else len(moved) > 30
+    model = wrapped(base, **settings)
     if options:
         Task(model).activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        assert model.backbone.is_gradient_checkpointing
     cached = gradients(model, 0)
     for name, grad in plain.items():
         torch.testing.assert_close(cached[name], grad, atol=1e-6, rtol=1e-6)
@@ -221,11 +226,12 @@ def test_adapters_are_trained_further(trained, base, paths, tmp_path):
 
 
 @pytest.mark.parametrize("use_lora", [True, False])
-def test_folded_adapters_are_where_training_starts(trained, base, paths, tmp_path, use_lora):
+def test_folded_adapters_are_where_training_starts(trained, base, paths, tmp_path, use_lora, caplog):
     args = {"max_steps": 1, "learning_rate": 1e-6}
     settings = {"use_lora": use_lora}
-    model = run(tmp_path, base, paths, args, {"peft_path": str(trained / "adapter")}, **settings)
-    assert (model / "adapter").exists() == use_lora
+    with caplog.at_level(logging.WARNING, "retune"):
+        model = run(tmp_path, base, paths, args, {"peft_path": str(trained / "adapter")}, **settings)
+    assert (model / "adapter").exists() == use_lora == ("folded in, not for it alone" in caplog.text)
     near, far = np.abs(vectors(model) - vectors(trained)).max(), np.abs(vectors(model) - vectors(base)).max()
     assert 0 < near < 1e-3 < far
 

@@ -116,9 +116,15 @@ def save(model: Embedder, folder: Path, training: TrainConfig) -> None:
         return
     beside = folder / adapters.BESIDE if training.save_merged_lora_model else folder
     source = parts.locate(model.settings)
-    hub = Path(model.settings.model).expanduser().is_dir() or model.settings.model.startswith("package:")
-    base = str(source.weights.absolute()) if hub else model.settings.model
-    adapters.save(model.backbone, beside, base, None if hub else model.settings.revision)
+    if source.adapters:
+        log.warning(
+            "%s: these adapters are for %s with %s folded in, not for it alone", beside, model.settings.model,
+            " and ".join(map(str, source.adapters)),
+        )  # fmt: skip
+    name = model.settings.model
+    here = Path(name).expanduser().is_dir() or name.startswith("package:")
+    base = str(source.weights.absolute()) if here else name
+    adapters.save(model.backbone, beside, base, None if here else model.settings.revision)
     if training.save_merged_lora_model:
         model.tokenizer.save(beside)
         model.backbone = adapters.unwrap(model.backbone)

@@ -13,8 +13,9 @@ from retune.stages.embed import embed
 job, part = snakemake.params.settings, snakemake.params.part
 _, *shard = part.replace("-of-", "-").split("-")  # texts-00-of-04
 settings, embedder = EmbedConfig(**job["settings"]), job["embedder"]
-if model := [Path(file) for file in snakemake.input.model]:  # its folder, or the files in it
-    embedder |= {"model": str(model[0] if model[0].is_dir() else model[0].parent)}
+if embedder["model"] == "input":  # its folder, or the files in it, come first
+    model = Path(snakemake.input.model[0])
+    embedder |= {"model": str(model if model.is_dir() else model.parent)}
 embed(
     table=snakemake.input.table,
     kind="passage" if shard else "query",

@@ -1,0 +1,78 @@
+"""What rules are told beside the plan: files that models are read from, and where the hub's lie."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from retune.plan import TRAIN, Node
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEC = importlib.util.spec_from_file_location("wiring", ROOT / "workflow" / "wiring.py")
+wiring = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(wiring)
+FILES = ["base/config.json", "base/model.safetensors", "lora/adapter_model.safetensors", "words/tokenizer.json"]
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """A config whose model, adapters and tokenizer lie in folders of their own."""
+    for name in ("HF_HUB_CACHE", "HF_TOKEN"):
+        monkeypatch.setenv(name, "before")  # goes with the test
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    for file in (
+        "base/config.json",
+        "base/model.safetensors",
+        "lora/adapter_model.safetensors",
+        "words/tokenizer.json",
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    return {
+        "name": "x", "merge": None, "ingest": {"train": str(tmp_path / "rows.jsonl")},
+        "embedder": {
+            "model": str(tmp_path / "base"), "peft_path": str(tmp_path / "lora"),
+            "tokenizer_name": str(tmp_path / "words"),
+        },
+    }  # fmt: skip
+
+
+def job(**wildcards: str) -> SimpleNamespace:
+    return SimpleNamespace(run="x", **wildcards)
+
+
+def test_a_job_waits_for_all_files_that_a_model_is_read_from(raw: dict, tmp_path: Path) -> None:
+    found = wiring.wire(raw, [])
+    assert found.model("base")(job()) == [str(tmp_path / file) for file in FILES]
+    assert found.model("tuned")(job()) == ["results/x/train/model"]
+    embedder = found.portable("embed", "model", TRAIN, "part")(job(model="base", part="queries"))["embedder"]
+    assert embedder["model"] == "input" and embedder["peft_path"] == str(tmp_path / "lora")
+
+
+def test_a_model_of_the_hub_keeps_its_name_whatever_is_put_on_it(raw: dict, tmp_path: Path) -> None:
+    raw["embedder"]["model"] = "someone/model"
+    found = wiring.wire(raw, [])
+    embedder = found.portable("embed", "model", TRAIN, "part")(job(model="base", part="queries"))["embedder"]
+    assert embedder["model"] == "someone/model"
+    assert found.model("base")(job())[0] == str(tmp_path / "lora" / "adapter_model.safetensors")
+
+
+def test_the_hubs_cache_and_token_reach_jobs_by_their_environment_alone(raw: dict, monkeypatch) -> None:
+    plain = wiring.wire(raw, [])
+    assert (os.environ["HF_HUB_CACHE"], os.environ["HF_TOKEN"]) == ("before", "before")
+    monkeypatch.setenv("MINE", "secret")
+    found = wiring.wire(raw | {"cache_dir": "models", "token": "MINE"}, [])
+    assert (os.environ["HF_HUB_CACHE"], os.environ["HF_TOKEN"]) == ("models", "secret")
+    for rule in ("config", "ingest", "split", "train", "report"):
+        node = Node("x", rule)
+        assert plain.plan.settings(node) == found.plan.settings(node) and plain.plan.key(node) == found.plan.key(node)
+
+
+def test_a_variable_that_is_not_there(raw: dict, capsys) -> None:
+    with pytest.raises(SystemExit):
+        wiring.wire(raw | {"token": "NOT_HERE"}, [])
+    assert capsys.readouterr().err == "token: there is no environment variable NOT_HERE\n"
