@@ -14,6 +14,7 @@ from retune.model import adapters, parts
 from retune.model.backbone import set_dropout
 from retune.model.embedder import Embedder
 from retune.model.engine import Tokenizer
+from retune.model.portable import make_portable
 from retune.model.vocabulary import add_tokens
 from retune.runtime import UserError, log
 
@@ -127,6 +128,7 @@ def save(model: Embedder, folder: Path, training: TrainConfig) -> None:
     adapters.save(model.backbone, beside, base, None if here else model.settings.revision)
     if training.save_merged_lora_model:
         model.tokenizer.save(beside)
+        make_portable(beside)
         model.backbone = adapters.unwrap(model.backbone)
         model.save(folder)
     else:
