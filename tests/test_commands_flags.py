@@ -18,7 +18,8 @@ from retune.runtime import UserError
 FILES = ["--input_file", "a", "--output_file", "b"]
 
 # What the incumbents' own --help names (hn_mine.py in its newer and its older form, split_data_by_length.py,
-# add_reranker_score.py, finetune.embedder.encoder_only.base and .m3, the older baai_general_embedding.finetune.run).
+# add_reranker_score.py, finetune.embedder.encoder_only.base and .m3, decoder_only.base, the older
+# baai_general_embedding.finetune.run).
 INCUMBENTS = {
     mine: "input_file output_file range_for_sampling similarity_range negative_number candidate_pool "
     "use_gpu_for_searching search_batch_size embedder_name_or_path model_name_or_path embedder_model_class "
@@ -36,7 +37,9 @@ INCUMBENTS = {
     "passage_instruction_format shuffle_ratio same_dataset_within_batch small_threshold drop_threshold "
     "negatives_cross_device temperature fix_position_embedding sentence_pooling_method normalize_embeddings "
     "sub_batch_size kd_loss_type colbert_dim unified_finetuning use_self_distill fix_encoder self_distill_start_step "
-    "normlized normalized use_inbatch_neg output_dir overwrite_output_dir",
+    "normlized normalized use_inbatch_neg output_dir overwrite_output_dir peft_model_path use_lora lora_rank "
+    "lora_alpha lora_dropout target_modules use_flash_attn use_slow_tokenizer from_peft modules_to_save raw_peft "
+    "additional_special_tokens save_merged_lora_model",
 }
 
 

@@ -20,7 +20,7 @@ from retune.data import candidates
 from retune.model.reranker import Reranker
 from retune.objective.losses import pointwise
 from retune.runtime import UserError
-from retune.stages.fit import _tokens, fit, mrr
+from retune.stages.fit import _tokens, _wrapped, fit, mrr
 
 
 def job(folder: Path, args: dict | None = None, **changed) -> dict:
@@ -153,6 +153,18 @@ def test_adapters_are_folded_into_a_plain_checkpoint(tmp_path):
     assert not [name for name in changed if "embeddings" in name or "LayerNorm" in name]
     logits = Reranker.load(str(tmp_path / "run" / "model")).score(texts_of(tmp_path)).reshape(-1, 4)
     assert (logits.argmax(1) == 0).mean() > 0.5  # four candidates
+
+
+def test_modules_that_are_trained_whole_beside_the_adapters(tmp_path):
+    tiny_bert(tmp_path / "base")
+    settings = FitConfig(use_lora=True, modules_to_save=["word_embeddings"])
+    model = Reranker.start(RerankerConfig(model=str(tmp_path / "base"), fit=settings), 0)
+    names = [name for name, weight in _wrapped(model.backbone, settings, 0).named_parameters() if weight.requires_grad]
+    whole = {name.split(".modules_to_save")[0].rsplit(".", 1)[-1] for name in names if "lora_" not in name}
+    assert whole == {"word_embeddings", "classifier"} and [name for name in names if "lora_" in name]
+    wrong = FitConfig(use_lora=True, modules_to_save=["wte"])
+    with pytest.raises(UserError, match=r"^reranker\.fit\.modules_to_save: the model has no module named 'wte'"):
+        _wrapped(model.backbone, wrong, 0)
 
 
 def test_the_best_checkpoint_on_held_back_queries_becomes_the_model(tmp_path):

@@ -225,6 +225,18 @@ def test_adapters_are_trained_further(trained, base, paths, tmp_path):
     np.testing.assert_allclose(vectors(base, peft_path=str(model / "adapter")), vectors(model), atol=1e-5)
 
 
+def test_adapters_of_a_pooler_that_nothing_goes_through_stay_as_they_are(base, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    config = LoraConfig(r=2, target_modules=["dense"], task_type="FEATURE_EXTRACTION", init_lora_weights=False)
+    get_peft_model(AutoModel.from_pretrained(base), config).save_pretrained(tmp_path)
+    settings = EmbedderConfig(model=str(base), peft_path=str(tmp_path))
+    model = trainable.load(settings, TrainConfig(use_lora=True, continue_adapters=True), seed=0)
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert names and all("dense.lora_" in name and "pooler" not in name for name in names)
+
+
 @pytest.mark.parametrize("use_lora", [True, False])
 def test_folded_adapters_are_where_training_starts(trained, base, paths, tmp_path, use_lora, caplog):
     args = {"max_steps": 1, "learning_rate": 1e-6}

@@ -61,7 +61,7 @@ def _check_names(model: nn.Module, keys: LoraKeys) -> None:
 
 
 def go_on(model: nn.Module, adapters: Path, where: str) -> nn.Module:
-    """`model` with the adapters in a folder, to be trained further.
+    """`model`, an embedder's, with the adapters in a folder, to be trained further.
 
     Args:
         where: the config key that names the folder.
@@ -69,7 +69,11 @@ def go_on(model: nn.Module, adapters: Path, where: str) -> nn.Module:
     Raises:
         UserError: if there are none, or if they do not fit the model.
     """
-    return _attached(model, adapters, where, True)
+    found = _attached(model, adapters, where, True)
+    for name, weight in found.named_parameters():
+        if f".{UNUSED}." in name:
+            weight.requires_grad_(False)
+    return found
 
 
 def is_wrapped(model: nn.Module) -> bool:
