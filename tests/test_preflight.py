@@ -96,7 +96,7 @@ def test_training_tells_of_queries_and_passages_apart(base, tmp_path, caplog):
     data = candidates.load(**paths, group_size=3, seed=0)
     settings = TrainConfig(train_group_size=3)
     with caplog.at_level(logging.WARNING, "retune"):
-        _collate(model_with(base, passage_max_length=12), data, paths["texts"], settings, False, None)
+        _collate(model_with(base, passage_max_length=12), data, paths["texts"], settings, False, None, 0)
     assert "passage_max_length" in caplog.text and "query_max_length" not in caplog.text
 
 
@@ -107,7 +107,7 @@ def collate(base: Path, folder: Path, **settings):
     paths = toy_tables(folder, 8)
     data = candidates.load(**paths, group_size=3, seed=0)
     return _collate(
-        model_with(base), data, paths["texts"], TrainConfig(train_group_size=3, **settings), False, None
+        model_with(base), data, paths["texts"], TrainConfig(train_group_size=3, **settings), False, None, 0
     ).chunker
 
 
