@@ -158,7 +158,7 @@ def test_embedder_loss_by_hand(monkeypatch):
     monkeypatch.setattr(
         appraisal, "_vectors", lambda _, texts, *rest: torch.tensor([vectors[t] for t in texts]).double()
     )
-    monkeypatch.setattr(appraisal.checkpoint, "resolve", lambda model: model)
+    monkeypatch.setattr(appraisal.checkpoint, "resolve", lambda model, revision: model)
     monkeypatch.setattr(appraisal.checkpoint, "card", lambda folder: appraisal.checkpoint.Card())
 
     monkeypatch.setattr(appraisal.Embedder, "load", lambda *_: SimpleNamespace(max_lengths={}))

@@ -40,6 +40,8 @@ class Limits:
     neg_number: int = 7
     """Negatives of a query at most."""
     trust_remote_code: bool = False
+    embedder: EmbedderConfig | None = None
+    """How an embedder is used, but for the model; as its checkpoint says where not given."""
 
 
 def embedder_loss(model: str | Path, examples: Sequence[Group], limits: Limits) -> float:
@@ -48,10 +50,10 @@ def embedder_loss(model: str | Path, examples: Sequence[Group], limits: Limits) 
     The passages of all examples count, but for those that are a positive of the query.  The model is
     pooled as its checkpoint says, by the first token where it says nothing.
     """
-    pooling = checkpoint.card(checkpoint.resolve(model)).pooling
-    settings = EmbedderConfig(
-        model=str(model), pooling=pooling or "cls", trust_remote_code=limits.trust_remote_code
-    )  # fmt: skip
+    used = limits.embedder or EmbedderConfig(model=str(model), trust_remote_code=limits.trust_remote_code)
+    folder = checkpoint.resolve(model, used.revision)
+    pooling = used.pooling or checkpoint.card(folder).pooling or "cls"
+    settings = used.model_copy(update={"model": str(folder), "revision": None, "sha256": None, "pooling": pooling})
     embedder = Embedder.load(settings, torch.float32)
     embedder.max_lengths = {kind: min(most, limits.max_input_length) for kind, most in embedder.max_lengths.items()}
     passages = [text for group in examples for text in group.passages]
