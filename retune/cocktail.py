@@ -125,13 +125,25 @@ def write(models: Sequence[str], model_type: str, weights: Sequence[float], out:
         with tempfile.TemporaryDirectory(prefix=".mixture-", dir=out) as folder:
             part = Path(folder) / "model"
             mix(models, weights, part, donor=0)
-            if model_type == "encoder" and (card := checkpoint.card(part)).pooling is None:
-                card = replace(card, pooling="cls", normalize=True, max_length=card.max_length or 512)
-                checkpoint.write_card(part, card, checkpoint.read_json(part / "config.json")["hidden_size"])
+            if model_type == "encoder":
+                _as_embedder(part, models, weights)
             place(part, None, out)
     finally:
         if made and not any(out.iterdir()):
             out.rmdir()
+
+
+def _as_embedder(folder: Path, models: Sequence[str], weights: Sequence[float]) -> None:
+    """Complete an encoder's folder by how it pools, where it does not say, and a model card."""
+    from retune.stages.card import card
+
+    said = checkpoint.card(folder)
+    if said.pooling is None:
+        said = replace(said, pooling="cls", normalize=True, max_length=said.max_length or 512)
+        checkpoint.write_card(folder, said, checkpoint.read_json(folder / "config.json")["hidden_size"])
+    names = [str(model) for model in models]
+    settings = {"base": names[0], "sections": {}, "models": names, "weights": list(weights)}
+    card(kind="merged", name="merged model", model=folder, settings=settings, out=folder / "README.md")
 
 
 def check_type(model_type: str, models: Sequence[str]) -> None:

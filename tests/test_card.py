@@ -119,8 +119,9 @@ def test_a_base_that_is_not_on_the_hub_is_no_link(made, base):
 
 
 def test_values_without_an_interval_or_a_test():
-    facts = Facts("n", "tuned", "b", None, 8, "cls", False, None, {}, {}, values=[Value("s", "tuned", "MRR@10", 0.5)])
+    facts = Facts("n", "tuned", "b", None, 8, None, False, None, {}, {}, values=[Value("s", "tuned", "MRR@10", 0.5)])
     text = card(facts)
+    assert "## Settings" not in text and "## Data" not in text
     assert "| **tuned, this one** | 0.5000 |" in text and "similarity is the dot product." in text
 
 

@@ -288,6 +288,8 @@ def test_the_command_with_weights(here):
     assert main(["merge", *flags, "--model_type", "encoder", "--weights", ".25", ".75"]) == 0
     one, two, found = (state(here / name) for name in (*flags[1:3], "out"))
     assert all(torch.equal(found[n], (0.25 * one[n].double() + 0.75 * two[n].double()).float()) for n in one)
+    card = (here / "out/README.md").read_text()
+    assert "| 0.25 | `BAAI/bge-base-en-v1.5` |\n| 0.75 | `Shitao/bge-quora` |" in card and "## Data" not in card
     assert (here / "out/notes.txt").read_text() == "mine" and not list((here / "out").glob(".mixture*"))
 
 

@@ -217,7 +217,7 @@ def test_a_model_that_is_pooled_by_the_config(tmp_path, pair):
 def test_the_report_tells_what_was_tried(tmp_path):
     rows = {
         "mixture": [0, 0, 1, 1, 2, 2], "weights": [[1, 0]] * 2 + [[0.5, 0.5]] * 2 + [[0, 1]] * 2,
-        "collection": ["dev", "held"] * 3, "measure": ["nDCG@10"] * 6, "value": [0.1, 0.2, 0.31415, 0.4, 0.5, 0.6],
+        "collection": ["dev", "held"] * 3, "measure": ["nDCG@10"] * 6, "value": [0.1, 0.2, 0.31416, 0.4, 0.5, 0.6],
         "chosen": [False] * 2 + [True] * 2 + [False] * 2,
     }  # fmt: skip
     path = tmp_path / "weights.parquet"

@@ -57,7 +57,7 @@ class Facts:
     hub_id: str | None
     """Of the base, where it is on the hub."""
     dim: int
-    pooling: str
+    pooling: str | None
     normalize: bool
     max_length: int | None
     prompts: Mapping[str, str]
@@ -81,7 +81,7 @@ def card(facts: Facts) -> str:
         _use(facts),
         _measured(facts),
         _data(facts.data),
-        "## Settings\n\n```yaml\n" + yaml.safe_dump(dict(facts.settings), sort_keys=False, allow_unicode=True) + "```",
+        _settings(facts.settings),
         f"Made by retune {facts.version}.",
     ]
     return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
@@ -115,6 +115,7 @@ def _use(facts: Facts) -> str:
     length = f", texts of up to {facts.max_length} tokens" if facts.max_length else ""
     scaled = ", scaled to length 1" if facts.normalize else ""
     similarity = "cosine" if facts.normalize else "dot product"
+    vector = POOLING.get(facts.pooling, "what the model gives")
     lines = [
         "## Use", "",
         "```python",
@@ -126,7 +127,7 @@ def _use(facts: Facts) -> str:
         "print(model.similarity(queries, passages))",
         "```",
         "",
-        f"A vector is {POOLING[facts.pooling]}{scaled}; similarity is the {similarity}{length}.",
+        f"A vector is {vector}{scaled}; similarity is the {similarity}{length}.",
         "",
         "| | is put in front of the text |", "|---|---|",
         f"| a query | {_quoted(query)} |", f"| a passage | {_quoted(document)} |",
@@ -171,6 +172,12 @@ def _data(data: Sequence[Data]) -> str:
         return ""
     rows = [[d.name, f"{d.queries:,}", f"{d.aside:,}", f"{d.positives:,}", f"{d.negatives:,}"] for d in data]
     return "## Data\n\n" + _table(["dataset", "queries", "of them set aside", "positives", "negatives"], rows)
+
+
+def _settings(sections: Mapping[str, Any]) -> str:
+    if not sections:
+        return ""
+    return "## Settings\n\n```yaml\n" + yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True) + "```"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

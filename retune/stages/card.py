@@ -21,8 +21,8 @@ from retune.runtime import atomic, log
 
 
 def card(
-    *, kind: str, name: str, model: Path, settings: Mapping[str, Any], queries: Path, pairs: Path,
-    metrics: Path | None, weights: Path | None, out: Path,
+    *, kind: str, name: str, model: Path, settings: Mapping[str, Any], out: Path, queries: Path | None = None,
+    pairs: Path | None = None, metrics: Path | None = None, weights: Path | None = None,
 ) -> None:  # fmt: skip
     """Write the card of a model.
 
@@ -32,18 +32,19 @@ def card(
         model: its folder.
         settings: `base` (the base model's reference), `sections` (of the config, as they were set), and for a merged
             model `models` and `weights` (None where they are in a table).
-        queries, pairs: tables of the training data.
-        metrics: of this model and others; None where nothing was measured.
-        weights: the table of merging weights, where they were found.
         out: the file.
+        queries, pairs: tables of the training data, where there is any.
+        metrics: of this model and others, where they were measured.
+        weights: the table of merging weights, where they were found.
     """
     said = checkpoint.card(model)
     config = checkpoint.read_json(model / "config.json")
     facts = words.Facts(
         name=name, kind=kind, base=settings["base"], hub_id=_hub_id(settings["base"]),
         dim=said.truncate_dim or config["hidden_size"], pooling=said.pooling, normalize=bool(said.normalize),
-        max_length=said.max_length, prompts=said.prompts, settings=settings["sections"], data=_data(queries, pairs),
-        mixture=_mixture(settings, weights), values=_values(metrics) if metrics else (), version=retune.__version__,
+        max_length=said.max_length, prompts=said.prompts, settings=settings["sections"],
+        data=_data(queries, pairs) if queries and pairs else (), mixture=_mixture(settings, weights),
+        values=_values(metrics) if metrics else (), version=retune.__version__,
     )  # fmt: skip
     with atomic(out) as part:
         part.write_text(words.card(facts), encoding="utf-8")

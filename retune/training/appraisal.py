@@ -119,7 +119,7 @@ def _tokens(tokenizer: Any, example: Completion, most: int) -> tuple[list[int], 
     if end is not None:
         ids = ids if ids[-1:] == [end] else [*ids, end]
         prompt = prompt[:-1] if prompt[-1:] == [end] else prompt
-    return ids[:most], len(prompt)
+    return ids[:most], max(len(prompt), 1)  # nothing comes before a text's first token
 
 
 def _token_losses(
