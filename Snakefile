@@ -27,6 +27,7 @@ include: "workflow/rules/score.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/merge.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/card.smk"
 include: "workflow/rules/report.smk"
 
 

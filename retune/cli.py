@@ -78,6 +78,7 @@ STAGES = {
     "mine": "Rows {query, pos, …} with mined hard negatives.",
     "score": "Rows {query, pos, neg, …} with a reranker's scores.",
     "train": "A tuned embedding model, from rows {query, pos, neg, …}.",
+    "merge": "The weighted sum of models, with weights that are given or follow from a few examples.",
     "embed": "Vectors of queries or passages.",
     "split": "Rows by the number of their tokens, a file a length bin.",
 }

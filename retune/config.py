@@ -23,12 +23,12 @@ from retune.sections.data import (
 )
 from retune.sections.evaluation import BenchmarkConfig, EvaluateConfig, ReportConfig
 from retune.sections.models import EmbedderConfig, FitConfig, RerankerConfig
-from retune.sections.training import MergeConfig, TrainConfig
+from retune.sections.training import MergeConfig, SearchConfig, TrainConfig
 
 __all__ = [
     "NAME", "BenchmarkConfig", "Config", "DatasetConfig", "DemoConfig", "EmbedConfig", "EmbedderConfig",
     "EvaluateConfig", "FitConfig", "IngestConfig", "MergeConfig", "MineConfig", "Name", "ReportConfig",
-    "RerankerConfig", "ScoreConfig", "Section", "SplitConfig", "TrainConfig", "bounds",
+    "RerankerConfig", "ScoreConfig", "SearchConfig", "Section", "SplitConfig", "TrainConfig", "bounds",
 ]  # fmt: skip
 
 
@@ -93,6 +93,8 @@ class Config(Section):
             if "merge" in self.model_fields_set:
                 raise ValueError(f"merge.models: {reason}; set `merge: null`")
             self.merge = None
+        if self.merge is not None and self.merge.search and not self.ingest.dev_fraction:
+            raise ValueError("merge.search: it needs queries that are set aside; set ingest.dev_fraction above 0")
         made = ["base", *(["tuned"] if self.train else []), *(["merged"] if self.merge else [])]
         if self.evaluate is not None:
             if self.evaluate.models is None:

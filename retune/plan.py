@@ -17,6 +17,7 @@ from retune.config import Config, EmbedderConfig
 from retune.experiment import Experiment, run_of
 
 TRAIN = "train"  # the collection of training texts; the others are named as their benchmarks
+KINDS = {"train": "tuned", "merge": "merged"}  # of the models that are made here
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,18 @@ class Plan:
             found.append((self.path(node) if node else reference, node))
         return found
 
+    def weighs(self, run: str) -> bool:
+        """Whether a run's merging weights are found and not given."""
+        merge = self.runs[run].merge
+        return merge is not None and merge.weights is None
+
+    def guards(self, run: str) -> list[str]:
+        """Benchmarks that a search for merging weights must not lose."""
+        config = self.runs[run]
+        if not config.merge or not config.merge.search or not config.evaluate:
+            return []
+        return [name for name, benchmark in config.evaluate.benchmarks.items() if benchmark.guard]
+
     # ---- settings and dependencies --------------------------------------------------------------
 
     def settings(self, node: Node) -> dict[str, Any]:
@@ -139,7 +152,8 @@ class Plan:
             case "config", _:
                 return {"config": config.model_dump(mode="json", exclude={"variants", "cache_dir", "token"})}
             case "benchmark", (name,):
-                return {"settings": dump(config.evaluate.benchmarks[name]), "name": name}
+                settings = config.evaluate.benchmarks[name].model_dump(mode="json", exclude={"guard"})
+                return {"settings": settings, "name": name}
             case "split", _:
                 return {"settings": dump(config.split), "embedder": self._tokenizer(config.embedder)}
             case "embed", (label, _, part):
@@ -172,18 +186,36 @@ class Plan:
                     "settings": dump(config.train), "embedder": self.embedder(node.run, "base"), "seed": seed,
                     "drop_longer_than": limit,
                 }  # fmt: skip
+            case "weigh", _:
+                models = [model for model, _ in self.merge_models(node.run)]
+                # whichever model is the embedder's own, it is one of `models` or means nothing here
+                embedder = dump(config.embedder) | {"model": "mixture", "sha256": None}
+                return {"settings": dump(config.merge) | {"models": models}, "embedder": embedder, "seed": seed}
             case "merge", _:
-                return {
-                    "settings": dump(config.merge) | {"models": [model for model, _ in self.merge_models(node.run)]},
-                    "revision": config.embedder.revision,
-                }
+                models = [model for model, _ in self.merge_models(node.run)]
+                settings = {"models": models, "weights": config.merge.weights}
+                return {"settings": settings, "revision": config.embedder.revision}
             case "evaluate", _:
                 return {"k": config.evaluate.k}
             case "metrics", _:
                 return {"cutoffs": config.evaluate.cutoffs, "models": config.evaluate.models, "seed": seed}
+            case "card", (stage,):
+                return self._carded(node.run, stage)
             case "report", _:
                 return {"settings": dump(config.report), "run": node.run}
         raise KeyError(node.rule)
+
+    def _carded(self, run: str, stage: str) -> dict[str, Any]:
+        """What a model's card tells of the config: what was set, where it made the model."""
+        config = self.runs[run]
+        made_by = {"seed", "embedder", "reranker", "ingest", "split", "mine", "score", "train", "merge"}
+        left = set() if stage == "merge" else {"merge"}
+        sections = config.model_dump(mode="json", exclude_defaults=True, include=made_by - left)
+        found = {"kind": KINDS[stage], "name": f"{run} {KINDS[stage]}", "base": config.embedder.model}
+        if stage == "merge":
+            models = [config.embedder.model if model == "base" else model for model in config.merge.models]
+            found |= {"models": models, "weights": config.merge.weights}
+        return found | {"sections": sections}
 
     def _tokenizer(self, embedder: EmbedderConfig) -> dict[str, Any]:
         kept = ("model", "revision", "tokenizer_name", "trust_remote_code")
@@ -214,14 +246,23 @@ class Plan:
             case "train", _:
                 bins = [split] if self.lengths_matter(node.run) else []
                 return [n for n in (ingest, self.pairs(run), *bins, self.model_node(run, "base")) if n]
+            case "weigh", _:
+                made = [made for _, made in self.merge_models(run) if made]
+                guards = [Node(run, "benchmark", (name,)) for name in self.guards(run)]
+                return [*made, *([ingest] if config.merge.search else []), *guards]
             case "merge", _:
-                return [made for _, made in self.merge_models(run) if made]
+                made = [made for _, made in self.merge_models(run) if made]
+                return [*made, *([Node(run, "weigh")] if self.weighs(run) else [])]
             case "evaluate", (benchmark, label):
                 parts = [Node(run, "embed", (label, benchmark, part)) for part in self.parts(run)]
                 return [Node(run, "benchmark", (benchmark,)), *parts]
             case "metrics", _:
                 runs = [Node(run, "evaluate", (b, m)) for b in self.benchmarks(run) for m in self.models(run)]
                 return [*(Node(run, "benchmark", (b,)) for b in self.benchmarks(run)), *runs]
+            case "card", (stage,):
+                weighed = [Node(run, "weigh")] if stage == "merge" and self.weighs(run) else []
+                measured = [Node(run, "metrics")] if self.benchmarks(run) else []
+                return [Node(run, stage), ingest, self.pairs(run), *measured, *weighed]
             case "report", _:
                 return self.reported(run)
         return []
@@ -242,13 +283,20 @@ class Plan:
         found = []
         for run, config in self.runs.items():
             found += [Node(run, "report")] if config.report else self.reported(run)
+            found += [Node(run, "card", (stage,)) for stage in KINDS if self.makes_itself(run, stage)]
         return found
+
+    def makes_itself(self, run: str, stage: str) -> bool:
+        """Whether a run makes a model of its own, and does not share another run's."""
+        return getattr(self.runs[run], stage) is not None and self.home(Node(run, stage)) == run
 
     def _key(self, node: Node) -> str:
         settings = self.settings(node)
         if node.rule not in ("config", "ingest", "benchmark"):
             settings = self._without_paths(settings)
         parts = [node.rule, *node.labels[1:], json.dumps(settings, sort_keys=True)]
+        if node.rule == "weigh":
+            parts.append(str(self.runs[node.run].merge.examples))  # brought, wherever it lies
         parts += [self.key(parent) for parent in self.parents(node)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -285,6 +333,10 @@ class Plan:
                 return name in collections and label in self.models(node.run)
             case "metrics", _:
                 return bool(self.benchmarks(node.run))
+            case "weigh", _:
+                return self.weighs(node.run)
+            case "card", (stage,):
+                return getattr(config, stage) is not None
             case "scores", _:
                 return config.score is not None and node in self.scored_parts(node.run)
             case ("demo" | "mine" | "score" | "train" | "merge" | "report") as section, _:
@@ -312,6 +364,10 @@ class Plan:
                 return f"{base}/evaluate"
             case (("fit" | "scores"), _):
                 return f"{base}/score"
+            case "weigh", _:
+                return f"{base}/merge"
+            case "card", (stage,):
+                return f"{base}/{stage}"
             case "config", _:
                 return base
         return f"{base}/{node.rule}"
@@ -334,6 +390,10 @@ class Plan:
                 return "index.html"
             case "config", _:
                 return "config.yaml"
+            case "weigh", _:
+                return "weights.parquet"
+            case "card", _:
+                return "README.md"
             case "split", _:
                 return "bins.parquet"
         return "pairs.parquet"

@@ -51,6 +51,11 @@ TABLES: dict[str, pa.Schema] = {
         model=text, benchmark=text, measure=text, cutoff=i32, query_id_=i64, value=f64, low_=f64, high_=f64,
         p_value_=f64,
     ),
+    # merging weights that were tried, one for each model, in the order that the file's metadata has under `models`;
+    # value: of a measure (null: none was taken) of that mixture on a collection ("examples", "dev", a guard set)
+    "weights": _schema(
+        mixture=i32, weights=pa.list_(f64), collection_=text, measure_=text, value_=f64, chosen=pa.bool_()
+    ),
     # one row a logged step of training
     # grad_norm (before it is clipped) and learning_rate: the step's own; all else: means since the row before,
     # over all processes: similarity of the positives and of the negatives, share of queries whose positive scores

@@ -143,9 +143,18 @@ def test_it_loads_elsewhere_with_the_same_vectors(trained: Folder) -> None:
 
 def test_nothing_but_the_model_is_left(trained: Folder) -> None:
     names = {path.name for path in trained.out.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "modules.json", "history.parquet"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "modules.json",
+        "history.parquet",
+        "README.md",
+    } <= names
     assert not [name for name in names if name.startswith(".")] and (trained.out / "2_Normalize").is_dir()
     assert {path.name for path in trained.path.iterdir()} == {"rows.jsonl", "out"}
+    card = (trained.out / "README.md").read_text()
+    assert f"fine-tuned from `{trained.base}`" in card and "## Data" in card and "num_train_epochs" in card
 
 
 def test_a_checkpoint_that_does_not_say_how_it_pools_is_pooled_by_its_first_token(folder: Folder) -> None:

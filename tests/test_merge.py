@@ -14,9 +14,9 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
+from retune.model import summing
 from retune.model import weights as storage
 from retune.runtime import UserError
-from retune.stages import merge as stage
 from retune.stages.merge import merge
 
 CONFIG = BertConfig(
@@ -54,7 +54,7 @@ def pair(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("piece", [7, 1 << 18])
 def test_weighted_sum(tmp_path, monkeypatch, dtype, piece):
-    monkeypatch.setattr(stage, "PIECE", piece)
+    monkeypatch.setattr(summing, "PIECE", piece)
     a, b, c = (model(tmp_path / str(seed), seed, dtype) for seed in (1, 2, 3))
     merge(models=[a, b, c], weights=[0.2, 0.5, 0.3], out=tmp_path / "out")
     one, two, three, found = (state(folder) for folder in (a, b, c, tmp_path / "out"))
@@ -266,15 +266,6 @@ def test_truncated_and_missing_weights(pair, tmp_path):
         merge(models=pair, weights=[0.5, 0.5], out=tmp_path / "out")
     (tuned / "pytorch_model.bin").write_bytes(b"PK not a pickle")
     with pytest.raises(UserError, match=r"pytorch_model\.bin: cannot be read"):
-        merge(models=pair, weights=[0.5, 0.5], out=tmp_path / "out")
-
-
-def test_modules_with_weights_are_refused(pair, tmp_path):
-    _, tuned = pair
-    (tuned / "2_Dense").mkdir()
-    save_file({"linear.weight": torch.ones(2, 2)}, tuned / "2_Dense/model.safetensors")
-    (tuned / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "2_Dense"}]))
-    with pytest.raises(UserError, match=r"2_Dense/model\.safetensors: a module with weights"):
         merge(models=pair, weights=[0.5, 0.5], out=tmp_path / "out")
 
 

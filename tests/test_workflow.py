@@ -103,7 +103,9 @@ def test_every_artifact_of_the_contract_is_there(finished: Path) -> None:
         "mine/mining.parquet",
         "train/model/model.safetensors",
         "train/history.parquet",
+        "train/README.md",
         "merge/model/model.safetensors",
+        "merge/README.md",
         "evaluate/held/base.run.parquet",
         "evaluate/held/tuned.run.parquet",
         "evaluate/held/merged.run.parquet",
@@ -149,7 +151,7 @@ def test_a_second_run_plans_nothing(finished: Path) -> None:
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
 
 
-AFTER_TRAIN = {"train", "merge", "embed_benchmark", "evaluate", "metrics", "report"}
+AFTER_TRAIN = {"train", "merge", "embed_benchmark", "evaluate", "metrics", "card", "report"}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,8 @@ AFTER_TRAIN = {"train", "merge", "embed_benchmark", "evaluate", "metrics", "repo
         ("retune/objective/losses.py", AFTER_TRAIN | {"fit", "scores", "score"}),  # the teacher learns by them too
         ("retune/objective/recipe.py", AFTER_TRAIN),
         ("retune/stages/mine.py", AFTER_TRAIN | {"mine", "fit", "scores", "score"}),
-        ("retune/stages/metrics.py", {"metrics", "report"}),
+        ("retune/stages/metrics.py", {"metrics", "card", "report"}),
+        ("retune/report/card.py", {"card"}),
         ("retune/config.py", set()),
     ],
 )
@@ -180,6 +183,23 @@ def test_a_setting_reruns_its_stage_and_what_follows(project: Path) -> None:
     assert planned(project) == AFTER_TRAIN | {"config"}
     (project / "toy.yaml").write_text(yaml.safe_dump(CONFIG | {"report": {"examples": 3}, "variants": {}}))
     assert planned(project) == {"config", "report"}
+
+
+def test_weights_are_searched_on_the_queries_set_aside(project: Path) -> None:
+    held = CONFIG["evaluate"]["benchmarks"]["held"] | {"guard": True}
+    evaluate = CONFIG["evaluate"] | {"benchmarks": {"held": held}}
+    config = CONFIG | {"merge": {"search": {"step": 0.5}}, "evaluate": evaluate, "variants": {}}
+    (project / "toy.yaml").write_text(yaml.safe_dump(config))
+    assert planned(project) == AFTER_TRAIN - {"train"} | {"weigh", "config"}
+    done = snakemake(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = tables.read(project / "results/toy/merge/weights.parquet", "weights").to_pylist()
+    assert [row["collection"] for row in rows] == ["dev", "held"] * 3
+    weights = next(row["weights"] for row in rows if row["chosen"])
+    card = (project / "results/toy/merge/README.md").read_text()
+    assert f"| {weights[0]:.4g} | `model` |" in card and "## Measured" in card
+    assert "Merging" in (project / "results/toy/report/index.html").read_text()
+    assert planned(project) == set()
 
 
 def test_a_touched_input_reruns_nothing(project: Path) -> None:

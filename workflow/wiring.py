@@ -20,6 +20,7 @@ from retune.plan import Node, Plan
 from retune.runtime import UserError, use_hub
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
+TRIED = ("texts", "queries", "pairs")  # tables that mixtures are tried on
 
 
 def wire(config: Mapping[str, Any], files: Iterable[Any]) -> Wiring:
@@ -105,6 +106,8 @@ class Wiring:
         config = self.plan.config(run)
         found = {f"ingest.train.{name}.path": dataset.files() for name, dataset in config.ingest.train.items()}
         found["ingest.corpus"] = config.ingest.corpus
+        if config.merge and config.merge.examples:
+            found["merge.examples"] = [config.merge.examples]
         for name in self.plan.benchmarks(run):
             found[f"evaluate.benchmarks.{name}"] = list(config.evaluate.benchmarks[name].files().values())
         return found
@@ -153,6 +156,29 @@ class Wiring:
         for reference, node in self.plan.merge_models(wildcards.run):
             found += [reference] if node else weights(reference)
         return found
+
+    def weighed_examples(self, wildcards: Any) -> list[str]:
+        examples = self.plan.config(wildcards.run).merge.examples
+        return _expand([examples], "merge.examples") if examples else []
+
+    def weighed_aside(self, wildcards: Any) -> dict[str, str]:
+        """The tables with the queries that were set aside, where weights are searched by them."""
+        if not self.plan.config(wildcards.run).merge.search:
+            return {}
+        return {name: self.plan.path(Node(wildcards.run, "ingest"), f"{name}.parquet") for name in TRIED}
+
+    def weighed_guards(self, wildcards: Any) -> dict[str, dict[str, str]]:
+        """{guard set: {table: path}}."""
+        nodes = {name: Node(wildcards.run, "benchmark", (name,)) for name in self.plan.guards(wildcards.run)}
+        return {name: {t: self.plan.path(node, f"{t}.parquet") for t in TRIED} for name, node in nodes.items()}
+
+    def weighed_tables(self, wildcards: Any) -> list[str]:
+        return [*_paths(self.weighed_aside(wildcards)), *_paths(self.weighed_guards(wildcards))]
+
+    def weights(self, wildcards: Any) -> str | list[str]:
+        """The table of merging weights, where they are found and not given."""
+        run = wildcards.run
+        return self.plan.path(Node(run, "weigh")) if self.plan.weighs(run) else []
 
     # ---- tables ---------------------------------------------------------------------------------
 
@@ -214,6 +240,19 @@ class Wiring:
     def judged_files(self, wildcards: Any) -> list[str]:
         return [*_paths(self.judged_runs(wildcards)), *_paths(self.benchmark_tables(wildcards))]
 
+    # ---- cards ----------------------------------------------------------------------------------
+
+    def carded_model(self, wildcards: Any) -> str:
+        return self.plan.path(Node(wildcards.run, wildcards.stage))
+
+    def carded_weights(self, wildcards: Any) -> str | list[str]:
+        return self.weights(wildcards) if wildcards.stage == "merge" else []
+
+    def measured(self, wildcards: Any) -> str | list[str]:
+        """The table of metrics, where anything is measured."""
+        run = wildcards.run
+        return self.plan.path(Node(run, "metrics")) if self.plan.benchmarks(run) else []
+
     # ---- report ---------------------------------------------------------------------------------
 
     def reported(self, wildcards: Any) -> dict[str, Any]:
@@ -230,6 +269,8 @@ class Wiring:
             found |= {"mined": plan.path(mine), "mining": plan.path(mine, "mining.parquet")}
         if config.train:
             found["history"] = plan.path(Node(run, "train"), "history.parquet")
+        if plan.weighs(run):
+            found["weights"] = plan.path(Node(run, "weigh"))
         if config.score:
             found["scoring"] = plan.path(Node(run, "score"), "counts.parquet")
         if config.score and config.reranker.fit:

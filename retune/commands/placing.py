@@ -29,8 +29,8 @@ def holds_model(folder: Path) -> bool:
     return any((folder / name).exists() for name in LAST)
 
 
-def place(model: Path, history: Path, output: Path) -> None:
-    """Move the folder `model`'s files and the table `history` to the folder `output`.
+def place(model: Path, history: Path | None, output: Path) -> None:
+    """Move the folder `model`'s files and the table `history`, where there is one, to the folder `output`.
 
     An earlier model there is removed first; other files stay.
     """
@@ -39,7 +39,7 @@ def place(model: Path, history: Path, output: Path) -> None:
         for pattern in STALE:  # what marks a model goes last, so that an interruption is noticed
             for path in sorted(output.glob(pattern)):
                 path.unlink()
-    if history.exists():
+    if history is not None and history.exists():
         _move(history, output / history.name)
     for path in sorted(model.rglob("*"), key=lambda path: (path.parent == model and path.name in LAST, path)):
         target = output / path.relative_to(model)

@@ -211,8 +211,21 @@ def _train(
     except UserError as error:
         raise UserError(str(error).replace(f"{arguments.KEY}: ", "")) from None
     if work.leads:
+        _card(model, found, settings, embedder)
         work.record("train", "train", of)
     return model, history
+
+
+def _card(model: Path, found: Mapping[str, Path], settings: TrainConfig, embedder: EmbedderConfig) -> None:
+    """Write the model card into the model's folder."""
+    from retune.stages.card import card
+
+    sections = {"embedder": embedder, "train": settings}
+    shown = {name: section.model_dump(mode="json", exclude_defaults=True) for name, section in sections.items()}
+    card(
+        kind="tuned", name="tuned model", model=model, settings={"base": embedder.model, "sections": shown},
+        queries=found["queries"], pairs=found["pairs"], out=model / "README.md",
+    )  # fmt: skip
 
 
 def _meet() -> None:

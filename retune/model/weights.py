@@ -54,13 +54,13 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         UserError: if the folder holds no weights, or a file that is truncated or of an unknown kind.
     """
     if (folder / SINGLE).is_file():
-        return _header(folder / SINGLE)
+        return read_safetensors(folder / SINGLE)
     if (folder / SHARDED).is_file():
-        return _shards(folder, SHARDED, _header)
+        return _shards(folder, SHARDED, read_safetensors)
     if (folder / PICKLED).is_file():
-        return _pickled(folder / PICKLED)
+        return read_pickle(folder / PICKLED)
     if (folder / PICKLED_SHARDS).is_file():
-        return _shards(folder, PICKLED_SHARDS, _pickled)
+        return _shards(folder, PICKLED_SHARDS, read_pickle)
     adapter = " (an adapter alone: fold it into its base first)" if (folder / "adapter_config.json").is_file() else ""
     raise UserError(f"model {folder}: no {SINGLE}, {SHARDED} or {PICKLED}{adapter}")
 
@@ -74,7 +74,12 @@ def _shards(folder: Path, index: str, read: Callable[[Path], dict[str, Tensor]])
     return {name: files[file][name] for name, file in placed.items()}
 
 
-def _header(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name; only its header is read.
+
+    Raises:
+        UserError: for a file that is missing, truncated or of an unknown kind.
+    """
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -105,7 +110,12 @@ def _read(path: Path, stored: str, offset: int, start: int, stop: int) -> np.nda
     return np.fromfile(path, kind, stop - start, offset=offset + start * kind.itemsize)
 
 
-def _pickled(path: Path) -> dict[str, Tensor]:
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch wrote, by name; the file is mapped.
+
+    Raises:
+        UserError: for a file that cannot be read, or a tensor of an unknown kind.
+    """
     import torch
 
     names = {

@@ -22,6 +22,8 @@ class BenchmarkConfig(Section):
     """File of judgments: query id, passage id, grade."""
     split: str = "test"
     """Names the judgments of a BEIR folder."""
+    guard: bool = False
+    """Shows whether general ability was lost; `merge.search` lets it lose no more than `max_guard_loss`."""
 
     @model_validator(mode="after")
     def _complete(self) -> BenchmarkConfig:

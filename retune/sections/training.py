@@ -114,14 +114,47 @@ class TrainConfig(LoraKeys):
         return self
 
 
+class SearchConfig(Section):
+    step: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """Weights are tried in steps of this; 1 must be a multiple of it."""
+    measure: Annotated[str, Field(pattern=r"^(nDCG|MRR|Recall|MAP|P|Hit)@[1-9][0-9]*$")] = "nDCG@10"
+    """What the queries that were set aside (`ingest.dev_fraction`) shall gain most of."""
+    max_guard_loss: Annotated[float, Field(ge=0)] = 0.01
+    """What each guard set (a benchmark with `guard: true`) may lose of it, against the first of `models`."""
+    queries: Annotated[int, Field(ge=1)] = 1000
+    """Queries of the dev set and of each guard set at most, drawn with the seed."""
+    passages: Annotated[int, Field(ge=1)] = 10000
+    """Passages that they are searched in besides their positives, drawn with the seed."""
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> SearchConfig:
+        if abs(1 / self.step - round(1 / self.step)) > 1e-6:
+            raise ValueError(f"step: expected one that goes into 1, such as 0.1 or 0.25, found {self.step}")
+        return self
+
+
 class MergeConfig(Section):
-    models: list[str] = ["base", "tuned"]
+    models: Annotated[list[str], Field(min_length=1)] = ["base", "tuned"]
     """`base`, `tuned`, folders, hub ids, `package:…` or `variant:<name>`."""
-    weights: list[float] = [0.5, 0.5]
-    """One weight a model."""
+    weights: list[float] | None = None
+    """One weight a model; equal ones where neither they nor `examples` nor `search` are given."""
+    examples: str | None = None
+    """A file of a few rows {query, pos, neg}: weights are softmax(−loss / temperature) of each model's loss on them
+    (LM-Cocktail, arXiv:2311.13534)."""
+    temperature: Annotated[float, Field(gt=0)] = 5.0
+    """Of that: the higher, the more equal the weights."""
+    search: SearchConfig | None = None
+    """Try weights, and take those with which the queries that were set aside gain most."""
 
     @model_validator(mode="after")
     def _one_each(self) -> MergeConfig:
-        if len(self.models) != len(self.weights):
+        given = [key for key in ("weights", "examples", "search") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]}, {given[1]}: expected one of them, both say what the weights are")
+        if not given:
+            self.weights = [1 / len(self.models)] * len(self.models)
+        if self.weights is not None and len(self.models) != len(self.weights):
             raise ValueError(f"expected one weight a model, found {len(self.weights)} for {len(self.models)}")
+        if self.search and len(self.models) < 2:
+            raise ValueError("search: expected at least two models")
         return self

@@ -16,6 +16,7 @@ from retune.report.corpus import data, teacher
 from retune.report.costs import costs
 from retune.report.examples import examples
 from retune.report.measures import Metrics, headline, metrics_section, variants
+from retune.report.merging import merging
 from retune.report.mining import mining
 from retune.report.page import Html, Section, details, page, paragraph, tag
 from retune.report.training import curves, training
@@ -31,8 +32,9 @@ def report(*, run: str, inputs: Mapping[str, Any], out: Path, settings: ReportCo
         run: the run's name, shown as the title.
         inputs: paths by name: `texts`, `queries` (both needed), `pairs` (the most complete), `rejected`, `lengths`,
             `bins`, `mined`, `mining` (what mining wrote), `history`, `teacher_history`, `scoring` (counts), `metrics`,
-            `config` (YAML); `benchmarks` {name: {texts, queries, pairs}}, `runs` {benchmark: {model: run}}, `variants`
-            {run: metrics}, `costs` (folders with Snakemake's benchmark files; they need not be there).
+            `weights` (of merging, where they were found), `config` (YAML); `benchmarks` {name: {texts, queries,
+            pairs}}, `runs` {benchmark: {model: run}}, `variants` {run: metrics}, `costs` (folders with Snakemake's
+            benchmark files; they need not be there).
         out: the HTML file.
         settings: how many queries are shown.
 
@@ -50,6 +52,7 @@ def report(*, run: str, inputs: Mapping[str, Any], out: Path, settings: ReportCo
         mining(given, MINED if settings.examples else 0),
         _teacher(given),
         training(given["history"]) if "history" in given else None,
+        merging(given["weights"]) if "weights" in given else None,
         costs(_folders(given.get("costs", ()))),
         _config(given["config"]) if "config" in given else None,
     ]

@@ -1,6 +1,29 @@
+rule weigh:
+    input:
+        models=WIRING.merged,
+        examples=WIRING.weighed_examples,
+        tables=WIRING.weighed_tables,
+    output:
+        "results/{run}/merge/weights.parquet",
+    log:
+        "logs/{run}/weigh.log",
+    benchmark:
+        "benchmarks/{run}/weigh.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        settings=WIRING.settings("weigh"),
+        aside=WIRING.weighed_aside,
+        guards=WIRING.weighed_guards,
+        code=code("weigh"),
+    script:
+        "../scripts/weigh.py"
+
+
 rule merge:
     input:
-        WIRING.merged,
+        models=WIRING.merged,
+        weights=WIRING.weights,
     output:
         directory("results/{run}/merge/model"),
     log:

@@ -10,4 +10,5 @@ from retune.stages.merge import merge
 
 job = snakemake.params.settings
 settings = job["settings"]
-merge(models=settings["models"], weights=settings["weights"], out=Path(snakemake.output[0]), revision=job["revision"])
+weights = Path(snakemake.input.weights) if snakemake.input.weights else settings["weights"]
+merge(models=settings["models"], weights=weights, out=Path(snakemake.output[0]), revision=job["revision"])
