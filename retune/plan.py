@@ -132,7 +132,8 @@ class Plan:
             case "config", _:
                 return {"config": config.model_dump(mode="json", exclude={"variants"})}
             case "benchmark", (name,):
-                return {"settings": dump(config.evaluate.benchmarks[name]), "name": name}
+                of_measures = {"relevant_from": 1}  # what reading does not use
+                return {"settings": dump(config.evaluate.benchmarks[name]) | of_measures, "name": name}
             case "split", _:
                 return {"settings": dump(config.split), "embedder": self._tokenizer(config.embedder)}
             case "embed", (label, _, part):
@@ -173,7 +174,11 @@ class Plan:
             case "evaluate", _:
                 return {"k": config.evaluate.k}
             case "metrics", _:
-                return {"cutoffs": config.evaluate.cutoffs, "models": config.evaluate.models, "seed": seed}
+                levels = {name: config.evaluate.benchmarks[name].relevant_from for name in self.benchmarks(node.run)}
+                return {
+                    "cutoffs": config.evaluate.cutoffs, "models": config.evaluate.models, "seed": seed,
+                    "levels": levels,
+                }  # fmt: skip
             case "report", _:
                 return {"settings": dump(config.report), "run": node.run}
         raise KeyError(node.rule)

@@ -18,6 +18,7 @@ from retune.fingerprint import fingerprint
 from retune.plan import TRAIN as TRAIN  # for the rules
 from retune.plan import Node, Plan
 from retune.runtime import UserError
+from retune.sections.evaluation import HUB
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
 
@@ -94,7 +95,8 @@ class Wiring:
         found = {f"ingest.train.{name}.path": dataset.files() for name, dataset in config.ingest.train.items()}
         found["ingest.corpus"] = config.ingest.corpus
         for name in self.plan.benchmarks(run):
-            found[f"evaluate.benchmarks.{name}"] = list(config.evaluate.benchmarks[name].files().values())
+            files = config.evaluate.benchmarks[name].files().values()
+            found[f"evaluate.benchmarks.{name}"] = [file for file in files if not file.startswith(HUB)]
         return found
 
     def training_files(self, wildcards: Any) -> list[str]:
