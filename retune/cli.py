@@ -80,6 +80,7 @@ STAGES = {
     "train": "A tuned embedding model, from rows {query, pos, neg, …}.",
     "embed": "Vectors of queries or passages.",
     "split": "Rows by the number of their tokens, a file a length bin.",
+    "evaluate": "How well a model retrieves: MRR, Recall and others on a benchmark.",
 }
 COMMANDS = {**{name: function.__doc__ for name, (function, _) in LOOKS.items()}, **STAGES}
 

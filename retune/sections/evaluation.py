@@ -48,6 +48,8 @@ class BenchmarkConfig(Section):
     """Queries that there must be, those without a positive judgment not counted; a mistake where there are others."""
     n_passages: Annotated[int, Field(ge=1)] | None = None
     """Passages that there must be, likewise."""
+    guard: bool = False
+    """Shows whether general ability is lost, instead of what is gained; see `evaluate.min_delta`."""
 
     @model_validator(mode="after")
     def _complete(self) -> BenchmarkConfig:
@@ -79,6 +81,21 @@ def _with_files(path: str, word: str) -> str:
     return f"{path}:{word}" if path.startswith(HUB) and ":" not in path.removeprefix(HUB) else path
 
 
+class MinDeltaConfig(Section):
+    """What a model must gain or keep: where it does not, the rule `gate` fails with the table in its message.
+
+    Metrics and report stay."""
+
+    measure: Annotated[str, Field(pattern=r"^(MRR|Recall|nDCG|MAP|P|Hit)@[1-9][0-9]*$")] = "nDCG@10"
+    """Whose means over the queries are compared."""
+    target: float = 0.0
+    """Least difference to base on every benchmark without `guard: true`."""
+    guard: float = 0.0
+    """Least difference to base on every benchmark with `guard: true`; -0.01 allows a loss of .01."""
+    models: list[Literal["tuned", "merged"]] | None = None
+    """Those that must pass; the last of `evaluate.models` where not given."""
+
+
 class EvaluateConfig(Section):
     benchmarks: dict[Name, BenchmarkConfig] = Field(default_factory=dict)
     """{name: where its queries, passages and judgments are}."""
@@ -88,11 +105,26 @@ class EvaluateConfig(Section):
     """The k of MRR@k, nDCG@k, Recall@k and the others."""
     models: list[Literal["base", "tuned", "merged"]] | None = None
     """Those that the config makes, where not given."""
+    index_factory: str = "Flat"
+    """`Flat` is exact; any other faiss index, such as `IVF4096,Flat` or `HNSW32`, may miss passages."""
+    nprobe: Annotated[int, Field(ge=1)] | None = None
+    """Cells of an IVF index that a query looks into; faiss' own 1 where not given."""
+    ef_search: Annotated[int, Field(ge=1)] | None = None
+    """Candidates that a search in an HNSW index keeps."""
+    index_train_size: Annotated[int, Field(ge=1)] | None = None
+    """Vectors, drawn with the seed, that an index is trained on; 64 a cell, or at most 100,000, where not given."""
+
+    min_delta: MinDeltaConfig | None = None
+    """Off where not given."""
+    trec: bool = False
+    """Write each run in TREC's form as well, `<model>.trec` beside it."""
 
     @model_validator(mode="after")
     def _within(self) -> EvaluateConfig:
         if max(self.cutoffs) > self.k:
             raise ValueError(f"cutoffs: expected at most k = {self.k}, found {max(self.cutoffs)}")
+        if self.min_delta and int(self.min_delta.measure.split("@")[1]) not in self.cutoffs:
+            raise ValueError(f"min_delta: {self.min_delta.measure} is none of the cutoffs {self.cutoffs}")
         return self
 
 
