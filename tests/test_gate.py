@@ -134,8 +134,8 @@ def test_a_failed_gate_leaves_the_metrics(tmp_path: Path) -> None:
     def snakemake(gate: dict) -> subprocess.CompletedProcess:
         config = RAW | {"report": None, "merge": None, "evaluate": evaluate | {"min_delta": gate}}
         (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
-        wanted = ["results/x/evaluate/gate.txt", "--allowed-rules", "gate"]
-        command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", "x.yaml", *wanted]
+        wanted = ["results/x/evaluate/gate.txt", "--allowed-rules", "gate", "--configfile", "x.yaml"]
+        command = [sys.executable, "-m", "snakemake", "--cores", "1", *wanted]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
 
