@@ -117,8 +117,8 @@ def test_mistakes(change: dict, message: str) -> None:
 
 def test_a_failed_gate_leaves_the_metrics(tmp_path: Path) -> None:
     """The rule itself, with real Snakemake, on a table that is there."""
-    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
-    shutil.copytree(ROOT / "retune", tmp_path / "retune", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("retune", "workflow", "profiles", "envs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Snakefile", tmp_path)
     for name in ("faq", "web"):
         for file in ("queries.jsonl", "corpus.jsonl", "qrels/test.tsv"):

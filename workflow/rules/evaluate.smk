@@ -1,3 +1,8 @@
+localrules:
+    trec,
+    gate,
+
+
 rule evaluate:
     input:
         WIRING.benchmark_vectors,
