@@ -81,6 +81,7 @@ STAGES = {
     "merge": "The weighted sum of models, with weights that are given or follow from a few examples.",
     "embed": "Vectors of queries or passages.",
     "split": "Rows by the number of their tokens, a file a length bin.",
+    "evaluate": "How well a model retrieves: MRR, Recall and others on a benchmark.",
 }
 COMMANDS = {**{name: function.__doc__ for name, (function, _) in LOOKS.items()}, **STAGES}
 

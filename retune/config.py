@@ -21,14 +21,14 @@ from retune.sections.data import (
     ScoreConfig,
     SplitConfig,
 )
-from retune.sections.evaluation import BenchmarkConfig, EvaluateConfig, ReportConfig
+from retune.sections.evaluation import BenchmarkConfig, EvaluateConfig, MinDeltaConfig, ReportConfig
 from retune.sections.models import EmbedderConfig, FitConfig, RerankerConfig
 from retune.sections.training import MergeConfig, SearchConfig, TrainConfig
 
 __all__ = [
     "NAME", "BenchmarkConfig", "Config", "DatasetConfig", "DemoConfig", "EmbedConfig", "EmbedderConfig",
-    "EvaluateConfig", "FitConfig", "IngestConfig", "MergeConfig", "MineConfig", "Name", "ReportConfig",
-    "RerankerConfig", "ScoreConfig", "SearchConfig", "Section", "SplitConfig", "TrainConfig", "bounds",
+    "EvaluateConfig", "FitConfig", "IngestConfig", "MergeConfig", "MinDeltaConfig", "MineConfig", "Name",
+    "ReportConfig", "RerankerConfig", "ScoreConfig", "SearchConfig", "Section", "SplitConfig", "TrainConfig", "bounds",
 ]  # fmt: skip
 
 
@@ -103,6 +103,7 @@ class Config(Section):
                 if model not in made:
                     stage = {"tuned": "train", "merged": "merge"}[model]
                     raise ValueError(f"evaluate.models: `{model}` needs the section `{stage}`, which is off")
+            _complete_gate(self.evaluate)
         return self
 
     def _unmergeable(self) -> str | None:
@@ -125,3 +126,19 @@ class Config(Section):
         if self.mine is None or self.mine.max_score_of_teacher is None or self.reranker is None or self.reranker.fit:
             return None
         return self.reranker if self.score is None or self.score.false_negatives == "drop" else None
+
+
+def _complete_gate(evaluate: EvaluateConfig) -> None:
+    """Which models `min_delta` is for, where it does not say; raises a ValueError where it can compare nothing."""
+    gate = evaluate.min_delta
+    if gate is None:
+        return
+    others = [model for model in evaluate.models if model != "base"]
+    if "base" not in evaluate.models or not others:
+        raise ValueError("evaluate.min_delta: expected `base` and another model in evaluate.models")
+    if not evaluate.benchmarks:
+        raise ValueError("evaluate.min_delta: expected a benchmark to compare models on")
+    if gate.models is None:
+        gate.models = others[-1:]
+    if lost := [model for model in gate.models if model not in others]:
+        raise ValueError(f"evaluate.min_delta.models: `{lost[0]}` is not in evaluate.models")

@@ -152,8 +152,8 @@ class Plan:
             case "config", _:
                 return {"config": config.model_dump(mode="json", exclude={"variants", "cache_dir", "token"})}
             case "benchmark", (name,):
-                settings = config.evaluate.benchmarks[name].model_dump(mode="json", exclude={"guard"})
-                return {"settings": settings, "name": name}
+                of_measures = {"relevant_from": 1, "guard": False}  # what reading does not use
+                return {"settings": dump(config.evaluate.benchmarks[name]) | of_measures, "name": name}
             case "split", _:
                 return {"settings": dump(config.split), "embedder": self._tokenizer(config.embedder)}
             case "embed", (label, _, part):
@@ -196,9 +196,20 @@ class Plan:
                 settings = {"models": models, "weights": config.merge.weights}
                 return {"settings": settings, "revision": config.embedder.revision}
             case "evaluate", _:
-                return {"k": config.evaluate.k}
+                names = ("k", "index_factory", "nprobe", "ef_search", "index_train_size")
+                exact = config.evaluate.index_factory == "Flat"  # nothing is drawn then
+                return {name: getattr(config.evaluate, name) for name in names} | {"seed": 0 if exact else seed}
             case "metrics", _:
-                return {"cutoffs": config.evaluate.cutoffs, "models": config.evaluate.models, "seed": seed}
+                levels = {name: config.evaluate.benchmarks[name].relevant_from for name in self.benchmarks(node.run)}
+                return {
+                    "cutoffs": config.evaluate.cutoffs, "models": config.evaluate.models, "seed": seed,
+                    "levels": levels,
+                }  # fmt: skip
+            case "gate", _:
+                guards = [name for name, benchmark in config.evaluate.benchmarks.items() if benchmark.guard]
+                return {"settings": dump(config.evaluate.min_delta), "guards": guards}
+            case "trec" | "leakage", _:
+                return {}
             case "card", (stage,):
                 return self._carded(node.run, stage)
             case "report", _:
@@ -228,8 +239,14 @@ class Plan:
         config, run = self.runs[node.run], node.run
         ingest, split = Node(run, "ingest"), Node(run, "split")
         match node.rule, node.labels:
-            case "ingest" | "benchmark", _:
+            case "benchmark", _:
                 return [Node(run, "demo")] if config.demo else []
+            case "ingest", _:
+                known = self.benchmarks(run) if config.ingest.exclude_benchmarks else []
+                demo = [Node(run, "demo")] if config.demo else []
+                return [*demo, *(Node(run, "benchmark", (name,)) for name in known)]
+            case "leakage", _:
+                return [ingest, *(Node(run, "benchmark", (name,)) for name in self.benchmarks(run))]
             case "split", _:
                 return [n for n in (ingest, self.reference(config.embedder.model)) if n]
             case "embed", (label, collection, _):
@@ -263,6 +280,10 @@ class Plan:
                 weighed = [Node(run, "weigh")] if stage == "merge" and self.weighs(run) else []
                 measured = [Node(run, "metrics")] if self.benchmarks(run) else []
                 return [Node(run, stage), ingest, self.pairs(run), *measured, *weighed]
+            case "gate", _:
+                return [Node(run, "metrics")]
+            case "trec", (benchmark, _):
+                return [Node(run, "benchmark", (benchmark,)), Node(run, "evaluate", node.labels)]
             case "report", _:
                 return self.reported(run)
         return []
@@ -275,7 +296,7 @@ class Plan:
         if config.score and config.reranker.fit:
             found.append(Node(run, "fit"))
         if config.evaluate and config.evaluate.benchmarks:
-            found.append(Node(run, "metrics"))
+            found += [Node(run, "metrics"), Node(run, "leakage")]
         return found
 
     def targets(self) -> list[Node]:
@@ -284,6 +305,9 @@ class Plan:
         for run, config in self.runs.items():
             found += [Node(run, "report")] if config.report else self.reported(run)
             found += [Node(run, "card", (stage,)) for stage in KINDS if self.makes_itself(run, stage)]
+            found += [Node(run, "gate")] if self.makes(Node(run, "gate")) else []
+            if config.evaluate and config.evaluate.trec:
+                found += [Node(run, "trec", (b, m)) for b in self.benchmarks(run) for m in self.models(run)]
         return found
 
     def makes_itself(self, run: str, stage: str) -> bool:
@@ -329,9 +353,11 @@ class Plan:
             case "embed", (label, collection, part):
                 known = ["base", *self.models(node.run), *(["miner"] if config.mine and config.mine.embedder else [])]
                 return label in known and collection in collections and part in self.parts(node.run)
-            case "evaluate", (name, label):
+            case "evaluate" | "trec", (name, label):
                 return name in collections and label in self.models(node.run)
-            case "metrics", _:
+            case "gate", _:
+                return bool(config.evaluate and config.evaluate.min_delta)
+            case "metrics" | "leakage", _:
                 return bool(self.benchmarks(node.run))
             case "weigh", _:
                 return self.weighs(node.run)
@@ -358,9 +384,9 @@ class Plan:
                 return f"{base}/ingest/{name}"
             case "embed", (label, collection, _):
                 return f"{base}/embed/{label}" + ("" if collection == TRAIN else f"/{collection}")
-            case "evaluate", (benchmark, _):
+            case "evaluate" | "trec", (benchmark, _):
                 return f"{base}/evaluate/{benchmark}"
-            case "metrics", _:
+            case "metrics" | "gate", _:
                 return f"{base}/evaluate"
             case (("fit" | "scores"), _):
                 return f"{base}/score"
@@ -370,6 +396,8 @@ class Plan:
                 return f"{base}/{stage}"
             case "config", _:
                 return base
+            case "leakage", _:
+                return f"{base}/ingest"
         return f"{base}/{node.rule}"
 
     def _file(self, node: Node) -> str:
@@ -384,6 +412,12 @@ class Plan:
                 return f"{part}.parquet"
             case "evaluate", (_, label):
                 return f"{label}.run.parquet"
+            case "trec", (_, label):
+                return f"{label}.trec"
+            case "gate", _:
+                return "gate.txt"
+            case "leakage", _:
+                return "leakage.parquet"
             case "metrics", _:
                 return "metrics.parquet"
             case "report", _:

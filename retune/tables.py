@@ -42,6 +42,10 @@ TABLES: dict[str, pa.Schema] = {
     "rejected": _schema(dataset=text, source=text, reason=text, row=text),
     # one row a distinct (query text, passage): query_id is the first query of its text
     "scores": _schema(query_id=i64, text_id=i64, score=f32),
+    # what a benchmark shares with the training data: its queries (kind "query") and relevant passages that are a
+    # positive ("positive") or a given negative ("negative") of training rows; id: of the query or passage in the
+    # benchmark; n_rows: training rows that have it; source: `file:line` of the first
+    "leakage": _schema(benchmark=text, kind=text, id=i64, text=text, n_rows=i64, source=text),
     "lengths": _schema(text_id=i64, n_tokens=i32),
     # n_tokens: the longest of the query, its positives and its negatives
     "bins": _schema(query_id=i64, n_tokens=i32, length_bin=text),

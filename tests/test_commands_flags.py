@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from retune.cli import STAGES, main
-from retune.commands import embed, mine, models, score, split, train
+from retune.commands import embed, evaluate, mine, models, score, split, train
 from retune.commands.flags import Flag, Given, parse
 from retune.config import EmbedConfig, EmbedderConfig, MineConfig, RerankerConfig
 from retune.runtime import UserError
@@ -60,7 +60,7 @@ def test_every_mining_key_is_a_flag() -> None:
     assert {f"embed.{key}" for key in EmbedConfig.model_fields} - keys == {"embed.cache"}
 
 
-@pytest.mark.parametrize("module", [embed, mine, score, split, train], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [embed, evaluate, mine, score, split, train], ids=lambda module: module.__name__)
 def test_no_spelling_means_two_things(module) -> None:
     names = [name for flag in module.FLAGS for name in flag.names]
     assert len(names) == len(set(names)) and all(name == name.replace("-", "_") for name in names)

@@ -124,3 +124,30 @@ def test_batches_of_one_length_wait_for_the_bins() -> None:
     plan = Plan(load(RAW | {"variants": {"even": {"train": {"same_length_within_batch": True}}}}))
     parents = {run: {node.rule for node in plan.parents(Node(run, "train"))} for run in ("x", "x.even")}
     assert "split" in parents["x.even"] and "split" not in parents["x"]
+
+
+def test_training_data_depends_on_benchmarks_only_where_those_are_kept_out() -> None:
+    plan = Plan(load(RAW | {"variants": {"clean": {"ingest": {"exclude_benchmarks": True}}}}))
+    assert plan.parents(Node("x", "ingest")) == []
+    assert plan.parents(Node("x.clean", "ingest")) == [Node("x.clean", "benchmark", ("b",))]
+    assert path(plan, "x.clean", "ingest").startswith("results/x.clean/")
+    assert path(plan, "x.clean", "benchmark", "b") == path(plan, "x", "benchmark", "b")
+    assert path(plan, "x", "leakage") == "results/x/ingest/leakage.parquet"
+    assert path(plan, "x.clean", "leakage") == "results/x.clean/ingest/leakage.parquet"
+
+
+def test_the_lowest_relevant_grade_measures_again_but_reads_nothing_again() -> None:
+    other = Plan(load(RAW | {"evaluate": {"benchmarks": {"b": {"path": "bench", "relevant_from": 2}}}}))
+    plan = Plan(load(RAW))
+    assert plan.key(Node("x", "benchmark", ("b",))) == other.key(Node("x", "benchmark", ("b",)))
+    assert plan.key(Node("x", "metrics")) != other.key(Node("x", "metrics"))
+
+
+def test_an_index_for_evaluation_depends_on_the_seed_and_an_exact_search_does_not() -> None:
+    def key(**changed) -> str:
+        evaluate = RAW["evaluate"] | {key: value for key, value in changed.items() if key != "seed"}
+        plan = Plan(load(RAW | {"evaluate": evaluate, "seed": changed.get("seed", 0)}))
+        return str(plan.settings(Node("x", "evaluate", ("b", "base"))))
+
+    assert key() == key(seed=1)
+    assert key(index_factory="HNSW8") != key(index_factory="HNSW8", seed=1)

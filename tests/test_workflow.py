@@ -94,6 +94,7 @@ def test_every_artifact_of_the_contract_is_there(finished: Path) -> None:
         "ingest/queries.parquet",
         "ingest/pairs.parquet",
         "ingest/rejected.parquet",
+        "ingest/leakage.parquet",
         "split/lengths.parquet",
         "split/bins.parquet",
         "embed/base/queries.parquet",

@@ -18,6 +18,7 @@ from retune.fingerprint import fingerprint
 from retune.plan import TRAIN as TRAIN  # for the rules
 from retune.plan import Node, Plan
 from retune.runtime import UserError, use_hub
+from retune.sections.evaluation import HUB
 
 SCRIPTS = Path(__file__).resolve().parent / "scripts"
 TRIED = ("texts", "queries", "pairs")  # tables that mixtures are tried on
@@ -83,9 +84,11 @@ class Wiring:
 
         return found
 
-    def made(self, rule: str, file: str = "") -> Callable[[Any], str]:
-        """Path of another artifact of the same run."""
-        return lambda wildcards: self.plan.path(Node(wildcards.run, rule), file)
+    def made(self, rule: str, file: str = "", *labels: str) -> Callable[[Any], str]:
+        """Path of another artifact of the same run; labels are names of wildcards."""
+        return lambda wildcards: self.plan.path(
+            Node(wildcards.run, rule, tuple(getattr(wildcards, label) for label in labels)), file
+        )
 
     # ---- files that users bring -----------------------------------------------------------------
 
@@ -109,7 +112,8 @@ class Wiring:
         if config.merge and config.merge.examples:
             found["merge.examples"] = [config.merge.examples]
         for name in self.plan.benchmarks(run):
-            found[f"evaluate.benchmarks.{name}"] = list(config.evaluate.benchmarks[name].files().values())
+            files = config.evaluate.benchmarks[name].files().values()
+            found[f"evaluate.benchmarks.{name}"] = [file for file in files if not file.startswith(HUB)]
         return found
 
     def training_files(self, wildcards: Any) -> list[str]:
@@ -237,6 +241,16 @@ class Wiring:
             for name in self.plan.benchmarks(wildcards.run)
         }
 
+    def benchmark_table_files(self, wildcards: Any) -> list[str]:
+        return _paths(self.benchmark_tables(wildcards))
+
+    def excluded(self, wildcards: Any) -> dict[str, dict[str, str]]:
+        """Tables of the benchmarks whose queries and passages are kept out of the training data."""
+        return self.benchmark_tables(wildcards) if self.plan.config(wildcards.run).ingest.exclude_benchmarks else {}
+
+    def excluded_files(self, wildcards: Any) -> list[str]:
+        return _paths(self.excluded(wildcards))
+
     def judged_files(self, wildcards: Any) -> list[str]:
         return [*_paths(self.judged_runs(wildcards)), *_paths(self.benchmark_tables(wildcards))]
 
@@ -278,12 +292,16 @@ class Wiring:
         if plan.benchmarks(run):
             found |= {"metrics": plan.path(Node(run, "metrics")), "runs": self.judged_runs(wildcards)}
             found["benchmarks"] = self.benchmark_tables(wildcards)
+            found["leakage"] = plan.path(Node(run, "leakage"))
         others = [other for other in plan.runs if other != run and plan.benchmarks(other)]
         return found | {"variants": {other: plan.path(Node(other, "metrics")) for other in others}}
 
     def reported_files(self, wildcards: Any) -> list[str]:
         merged = [self.plan.path(Node(wildcards.run, "merge"))] if self.plan.config(wildcards.run).merge else []
         return _paths(self.reported(wildcards)) + merged
+
+    def gated_report(self, wildcards: Any) -> list[str]:
+        return [self.plan.path(Node(wildcards.run, "report"))] if self.plan.config(wildcards.run).report else []
 
     def costs(self, wildcards: Any) -> list[str]:
         """Folders of what the jobs cost: the main run's, whose stages are shared, and the run's own."""

@@ -6,16 +6,12 @@ query).  Vectors are those that the workflow makes, prompts included.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from retune import tables
-from retune.commands import models, vectors
+from retune.commands import arrays, models, vectors
 from retune.commands.flags import Flag, Given
 from retune.commands.work import WORK_DIR, Work, identity, input_files, output_file, work_folder
 from retune.data import sources
@@ -23,12 +19,10 @@ from retune.data.mistakes import BadRows
 from retune.data.rows import Mistake, check_document
 from retune.data.sources import Raw
 from retune.data.store import Rows
-from retune.data.vectors import stored
-from retune.runtime import UserError, atomic, log
+from retune.runtime import UserError, log
 
 FORMS = (".parquet", ".npy")
 KINDS = ("query", "passage")
-Put = Callable[[int, np.ndarray], object]  # takes the first row's number and vectors [n, dim]
 
 FLAGS = [
     Flag(
@@ -63,7 +57,7 @@ def run(given: Given) -> None:
     with work_folder(given, output) as work:
         table = _into_table(work, files, kind)
         found, _ = vectors.embed_table(given, work, table, kind, embedder, devices, ["rows"])
-        shape, dtype = _write(found, output)
+        shape, dtype = arrays.write(found, output)
     log.info("%s: %s vectors of %d dimensions, %s, kind %s", output, f"{shape[0]:,}", shape[1], dtype, kind)
 
 
@@ -131,39 +125,3 @@ def _rows(files: Sequence[Path]) -> Iterator[tuple[Path, Raw]]:
     for path in files:
         for raw in sources.rows(path):
             yield path, raw
-
-
-# ---- vectors → a file ---------------------------------------------------------------------------
-
-
-def _write(shards: Sequence[Path], output: Path) -> tuple[tuple[int, int], str]:
-    """Put the shards together in the form that the output's name asks for; returns shape and dtype."""
-    rows = sum(tables.n_rows(path) for path in shards)
-    blocks = (block for path in shards for block in stored(path))
-    first = next(blocks)
-    shape, dtype = (rows, first.shape[1]), str(first.dtype)
-    with WRITERS[output.suffix](output, shape, dtype, shards[0]) as put:
-        at = 0
-        for block in itertools.chain([first], blocks):
-            put(at, block)
-            at += len(block)
-    return shape, dtype
-
-
-@contextmanager
-def _array(output: Path, shape: tuple[int, int], dtype: str, shard: Path) -> Iterator[Put]:
-    with atomic(output) as part:
-        array = np.lib.format.open_memmap(part, "w+", dtype, shape)
-        yield lambda at, block: array.__setitem__(slice(at, at + len(block)), block)
-        array.flush()
-
-
-@contextmanager
-def _table(output: Path, shape: tuple[int, int], dtype: str, shard: Path) -> Iterator[Put]:
-    with tables.writer(output, tables.embeddings_schema(shape[1], dtype), tables.metadata(shard)) as writer:
-        yield lambda at, block: writer.write(
-            {"id": np.arange(at, at + len(block)), "vector": tables.vector_array(block)}
-        )
-
-
-WRITERS = {".parquet": _table, ".npy": _array}

@@ -23,12 +23,11 @@ PER_CELL = 64  # training vectors of a cell of an inverted file; faiss warns bel
 FEWEST, MOST = 10_000, 100_000  # and of an index: with few cells, and with none
 BATCH = 8192  # queries searched at a time
 WIDER = 2  # lossy codes: candidates for each one asked for, of which exact scores keep the better part
-KEY = "mine.index_factory"
 
 
 def build(
     shards: Sequence[Path | str], factory: str, *, nprobe: int | None = None, ef_search: int | None = None,
-    train_size: int | None = None, seed: int = 0, gpu: bool = False,
+    train_size: int | None = None, seed: int = 0, gpu: bool = False, section: str = "mine",
 ) -> Index:  # fmt: skip
     """An index of all texts of the embeddings tables `shards`.
 
@@ -39,25 +38,28 @@ def build(
         train_size: vectors to train on, drawn with the seed: as float32 they must fit in memory.  Where not given, 64
             a cell and at least 10,000 for IVF, otherwise 100,000; all of them where there are fewer.
         gpu: search on the GPUs, where this build of faiss can; otherwise the log says that it cannot.
+        section: of the config, whose keys these are: what messages name.
 
     Raises:
         UserError: where faiss cannot make the index, has no such parameter, or needs more training vectors.
     """
-    made = _parse(factory, search.dimension(shards))
+    made = _parse(factory, search.dimension(shards), section)
     if not made.is_trained:
-        _train(made, shards, factory, train_size, seed)
+        _train(made, shards, factory, train_size, seed, section)
     for name, value in (("nprobe", nprobe), ("efSearch", ef_search)):
         if value is not None:
-            _set(made, name, value, factory)
-    return Index(made, shards, factory, gpu)
+            _set(made, name, value, factory, section)
+    return Index(made, shards, factory, gpu, section)
 
 
 class Index:
     """A trained index.  It is filled when it is first searched, and for `only` some texts where need be."""
 
-    def __init__(self, trained: faiss.Index, shards: Sequence[Path | str], factory: str, gpu: bool = False) -> None:
+    def __init__(
+        self, trained: faiss.Index, shards: Sequence[Path | str], factory: str, gpu: bool = False, section: str = "mine"
+    ) -> None:
         """`trained` holds no vectors yet."""
-        self._shards, self._factory, self._gpu = shards, factory, gpu
+        self._shards, self._factory, self._gpu, self._section = shards, factory, gpu, section
         self._empty = faiss.serialize_index(trained)
         self._filled: tuple[np.ndarray | None, np.ndarray, faiss.Index] | None = None
         self._lossless = bool(re.search(r"(Flat|HNSW\d+|NSG\d+)$", factory))
@@ -116,23 +118,25 @@ class Index:
         index = faiss.deserialize_index(self._empty)
         names = np.arange(search.count(self._shards)) if only is None else np.flatnonzero(only)
         with timed(f"index {self._factory} of {len(names)} texts"), _threads(1 if _is_graph(self._factory) else None):
-            _fill(index, self._shards, only, len(names), self._factory)
+            _fill(index, self._shards, only, len(names), self._factory, self._section)
         index = _on_gpu(index) if self._gpu else index
         self._filled = (None if only is None else only.copy(), names, index)
         return names, index
 
 
-def _parse(factory: str, dim: int) -> faiss.Index:
+def _parse(factory: str, dim: int, section: str) -> faiss.Index:
     try:
         return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise UserError(
-            f"{KEY}: faiss cannot make {factory!r} for vectors of {dim} dimensions ({_reason(error)}); "
-            "take Flat, or for example IVF1024,Flat or HNSW32"
+            f"{section}.index_factory: faiss cannot make {factory!r} for vectors of {dim} dimensions "
+            f"({_reason(error)}); take Flat, or for example IVF1024,Flat or HNSW32"
         ) from None
 
 
-def _train(index: faiss.Index, shards: Sequence[Path | str], factory: str, size: int | None, seed: int) -> None:
+def _train(
+    index: faiss.Index, shards: Sequence[Path | str], factory: str, size: int | None, seed: int, section: str
+) -> None:
     cells = ivf.nlist if (ivf := faiss.try_extract_index_ivf(index)) is not None else None
     n = search.count(shards)
     size = min(n, size or (MOST if cells is None else max(PER_CELL * cells, FEWEST)))
@@ -143,8 +147,8 @@ def _train(index: faiss.Index, shards: Sequence[Path | str], factory: str, size:
             index.train(sample)
     except RuntimeError as error:
         raise UserError(
-            f"{KEY}: {factory} cannot be trained on {size} of {n} vectors ({_reason(error)}); "
-            "take fewer cells or smaller codes, raise mine.index_train_size where it is set, or take Flat"
+            f"{section}.index_factory: {factory} cannot be trained on {size} of {n} vectors ({_reason(error)}); "
+            f"take fewer cells or smaller codes, raise {section}.index_train_size where it is set, or take Flat"
         ) from None
 
 
@@ -159,22 +163,28 @@ def _sample(shards: Sequence[Path | str], n: int, size: int, seed: int) -> np.nd
     return sample
 
 
-def _fill(index: faiss.Index, shards: Sequence[Path | str], only: np.ndarray | None, n: int, factory: str) -> None:
+def _fill(
+    index: faiss.Index, shards: Sequence[Path | str], only: np.ndarray | None, n: int, factory: str, section: str
+) -> None:
     try:
         with progress(n, "index", "texts") as bar:
             for _, vectors in search.chosen_blocks(shards, only):
                 index.add(np.ascontiguousarray(vectors))
                 bar.update(len(vectors))
     except RuntimeError as error:
-        raise UserError(f"{KEY}: {factory} cannot be filled ({_reason(error)}); take another index") from None
+        raise UserError(
+            f"{section}.index_factory: {factory} cannot be filled ({_reason(error)}); take another index"
+        ) from None
 
 
-def _set(index: faiss.Index, name: str, value: int, factory: str) -> None:
+def _set(index: faiss.Index, name: str, value: int, factory: str, section: str) -> None:
     try:
         faiss.ParameterSpace().set_index_parameter(index, name, value)
     except RuntimeError:
-        key = {"nprobe": "mine.nprobe", "efSearch": "mine.ef_search"}[name]
-        raise UserError(f"{key}: an index {factory!r} has no {name}; leave the key out, or see {KEY}") from None
+        key = {"nprobe": "nprobe", "efSearch": "ef_search"}[name]
+        raise UserError(
+            f"{section}.{key}: an index {factory!r} has no {name}; leave the key out, or see {section}.index_factory"
+        ) from None
 
 
 def _is_graph(factory: str) -> bool:

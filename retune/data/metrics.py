@@ -18,7 +18,7 @@ CHUNK = 2048  # queries handed to ir_measures at once
 
 @dataclass(frozen=True)
 class Judgments:
-    """What a benchmark's judges said, sorted by query and passage; a passage is relevant from grade 1 on."""
+    """What a benchmark's judges said, sorted by query and passage; a passage is relevant from grade `level` on."""
 
     query_ids: np.ndarray
     """int64 [q], rising: every query with at least one judgment."""
@@ -30,6 +30,8 @@ class Judgments:
     """int64 [j]."""
     n_relevant: np.ndarray
     """int64 [q]: relevant passages of each query."""
+    level: int = 1
+    """nDCG alone knows grades; to all other measures a passage is relevant or not."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,26 @@ class Ranking:
     """int64 [q, depth], 0 where unjudged."""
     judgments: Judgments
 
+    @property
+    def relevant(self) -> np.ndarray:
+        """bool [q, depth]."""
+        return self.grades >= self.judgments.level
 
-def judge(query_ids: np.ndarray, text_ids: np.ndarray, labels: np.ndarray) -> Judgments:
-    """Judgments from the columns of a table of pairs; of a pair judged twice the higher grade counts."""
+
+def judge(query_ids: np.ndarray, text_ids: np.ndarray, labels: np.ndarray, level: int = 1) -> Judgments:
+    """Judgments from the columns of a table of pairs; of a pair judged twice the higher grade counts.
+
+    Args:
+        level: lowest grade of a relevant passage.
+    """
     order = np.lexsort((-labels.astype(np.int64), text_ids, query_ids))
     query_ids, text_ids, labels = query_ids[order], text_ids[order], labels[order]
     first = np.ones(len(order), bool)
     first[1:] = (query_ids[1:] != query_ids[:-1]) | (text_ids[1:] != text_ids[:-1])
     unique, rows = np.unique(query_ids[first], return_inverse=True)
     grades = labels[first].astype(np.int64)
-    n_relevant = np.bincount(rows, weights=grades > 0, minlength=len(unique)).astype(np.int64)
-    return Judgments(unique, rows, text_ids[first], grades, n_relevant)
+    n_relevant = np.bincount(rows, weights=grades >= level, minlength=len(unique)).astype(np.int64)
+    return Judgments(unique, rows, text_ids[first], grades, n_relevant, level)
 
 
 def align(query_ids: np.ndarray, text_ids: np.ndarray, ranks: np.ndarray, judgments: Judgments) -> Ranking:
@@ -81,7 +92,7 @@ def _positions(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def mrr(ranking: Ranking, k: int) -> np.ndarray:
     """1 / rank of the first relevant passage within `k`, else 0; float64 [q]."""
-    hits = ranking.grades[:, :k] > 0  # [q, k]
+    hits = ranking.relevant[:, :k]  # [q, k]
     return np.where(hits.any(1), 1.0 / (hits.argmax(1) + 1), 0.0)
 
 
@@ -90,17 +101,21 @@ def recall(ranking: Ranking, k: int) -> np.ndarray:
 
     FlagEmbedding's definition: 1 is always within reach, unlike with the usual denominator.
     """
-    found = (ranking.grades[:, :k] > 0).sum(1)
+    found = ranking.relevant[:, :k].sum(1)
     return found / np.clip(ranking.judgments.n_relevant, 1, k)
 
 
 def hit(ranking: Ranking, k: int) -> np.ndarray:
     """1 where any passage within `k` is relevant, else 0; float64 [q]."""
-    return (ranking.grades[:, :k] > 0).any(1).astype(np.float64)
+    return ranking.relevant[:, :k].any(1).astype(np.float64)
 
 
 OWN = {"MRR": mrr, "Recall": recall, "Hit": hit}
-REFERENCE = {"nDCG": ir_measures.nDCG, "MAP": ir_measures.AP, "P": ir_measures.P}
+REFERENCE = {
+    "nDCG": lambda level: ir_measures.nDCG,
+    "MAP": lambda level: ir_measures.AP(rel=level),
+    "P": lambda level: ir_measures.P(rel=level),
+}
 MEASURES = ("MRR", "Recall", "nDCG", "MAP", "P", "Hit")
 
 
@@ -112,7 +127,8 @@ def values(ranking: Ranking, cutoffs: Sequence[int]) -> dict[tuple[str, int], np
 
 
 def _reference_values(ranking: Ranking, cutoffs: Sequence[int]) -> dict[tuple[str, int], np.ndarray]:
-    keys = {measure @ k: (name, k) for name, measure in REFERENCE.items() for k in cutoffs}
+    level = ranking.judgments.level
+    keys = {measure(level) @ k: (name, k) for name, measure in REFERENCE.items() for k in cutoffs}
     n = len(ranking.text_ids)
     columns = {key: np.zeros(n) for key in keys.values()}
     for start in range(0, n, CHUNK):

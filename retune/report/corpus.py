@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from retune.report import plots
+from retune.report.leaks import leaks
 from retune.report.page import Html, Section, cards, count, cut, figure, join, paragraph, percent, plural, table, tag
 from retune.report.pairs import KINDS, by_kind, spread_of
 from retune.report.spread import bars, quantiles, scan
@@ -16,10 +17,12 @@ REASONS = 10  # shown
 
 
 def data(inputs: Mapping[str, Path]) -> Section:
-    """Counts by dataset, what was rejected and why, and lengths."""
+    """Counts by dataset, what was rejected and why, what is shared with the benchmarks, and lengths."""
     parts = [_datasets(inputs)]
     if "rejected" in inputs:
         parts.append(_rejected(inputs["rejected"]))
+    if "leakage" in inputs:
+        parts.append(leaks(inputs["leakage"]))
     if "lengths" in inputs:
         parts.append(_lengths(inputs["lengths"], inputs.get("bins")))
     return Section("data", "Data", join(parts))

@@ -70,6 +70,10 @@ class IngestConfig(Section):
     """`skip`: bad rows go to `rejected.parquet` with the reason, and the others on."""
     dev_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the queries that is set aside, never trained or mined on."""
+    exclude_benchmarks: bool | Literal["queries"] = False
+    """Leave out rows whose query is a query of a benchmark, or whose positive is a relevant passage of one, whatever
+    their case and white space; they go to `rejected.parquet`. `queries`: only for the query's sake, where training and
+    test share a corpus."""
 
 
 class SplitConfig(Section):

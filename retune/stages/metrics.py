@@ -28,6 +28,7 @@ def metrics(
     cutoffs: Sequence[int],
     seed: int,
     out: Path,
+    levels: Mapping[str, int] | None = None,
 ) -> None:
     """Measure runs against judgments and write a `metrics` table.
 
@@ -41,6 +42,7 @@ def metrics(
         cutoffs: ranks at which each measure is taken.
         seed: of resampling.
         out: the table.
+        levels: lowest grade of a relevant passage, by benchmark; 1 where not given.
 
     Raises:
         UserError: if a benchmark has no positive, or none of its positives is in any of its runs.
@@ -48,7 +50,8 @@ def metrics(
     with tables.writer(out, "metrics") as table, progress(len(runs), "metrics", "runs") as bar:
         for benchmark, files in benchmarks.items():
             pairs = tables.read(files["pairs"], "pairs", ["query_id", "text_id", "label"])
-            judgments = measures.judge(*(pairs[name].to_numpy() for name in ("query_id", "text_id", "label")))
+            columns = (pairs[name].to_numpy() for name in ("query_id", "text_id", "label"))
+            judgments = measures.judge(*columns, (levels or {}).get(benchmark, 1))
             values: dict[str, Values] = {}
             found = 0
             for model in (model for name, model in runs if name == benchmark):
@@ -68,7 +71,7 @@ def _ranking(run: Path, judgments: measures.Judgments) -> measures.Ranking:
 
 
 def _count_found(ranking: measures.Ranking, what: str) -> int:
-    found, total = int((ranking.grades > 0).sum()), int(ranking.judgments.n_relevant.sum())
+    found, total = int(ranking.relevant.sum()), int(ranking.judgments.n_relevant.sum())
     log.info("%s: %d of %d positives found", what, found, total)
     return found
 

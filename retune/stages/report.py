@@ -33,8 +33,8 @@ def report(*, run: str, inputs: Mapping[str, Any], out: Path, settings: ReportCo
         inputs: paths by name: `texts`, `queries` (both needed), `pairs` (the most complete), `rejected`, `lengths`,
             `bins`, `mined`, `mining` (what mining wrote), `history`, `teacher_history`, `scoring` (counts), `metrics`,
             `weights` (of merging, where they were found), `config` (YAML); `benchmarks` {name: {texts, queries,
-            pairs}}, `runs` {benchmark: {model: run}}, `variants` {run: metrics}, `costs` (folders with Snakemake's
-            benchmark files; they need not be there).
+            pairs}}, `runs` {benchmark: {model: run}}, `variants` {run: metrics}, `leakage`, `costs` (folders with
+            Snakemake's benchmark files; they need not be there).
         out: the HTML file.
         settings: how many queries are shown.
 

@@ -1,3 +1,8 @@
+localrules:
+    trec,
+    gate,
+
+
 rule evaluate:
     input:
         WIRING.benchmark_vectors,
@@ -34,3 +39,38 @@ rule metrics:
         code=code("metrics"),
     script:
         "../scripts/metrics.py"
+
+
+rule trec:
+    input:
+        run=WIRING.made("evaluate", "", "benchmark", "model"),
+        queries=WIRING.made("benchmark", "queries.parquet", "benchmark"),
+        texts=WIRING.made("benchmark", "texts.parquet", "benchmark"),
+    output:
+        "results/{run}/evaluate/{benchmark}/{model}.trec",
+    log:
+        "logs/{run}/trec.{benchmark}.{model}.log",
+    conda:
+        ENVIRONMENT
+    params:
+        code=code("trec"),
+    script:
+        "../scripts/trec.py"
+
+
+rule gate:
+    input:
+        metrics=WIRING.made("metrics"),
+        # The report is written first: who reads that the gate failed wants to see why.
+        report=WIRING.gated_report,
+    output:
+        "results/{run}/evaluate/gate.txt",
+    log:
+        "logs/{run}/gate.log",
+    conda:
+        ENVIRONMENT
+    params:
+        settings=WIRING.settings("gate"),
+        code=code("gate"),
+    script:
+        "../scripts/gate.py"

@@ -1,6 +1,7 @@
 rule ingest:
     input:
         WIRING.training_files,
+        WIRING.excluded_files,
     output:
         texts="results/{run}/ingest/texts.parquet",
         queries="results/{run}/ingest/queries.parquet",
@@ -14,6 +15,7 @@ rule ingest:
         ENVIRONMENT
     params:
         settings=WIRING.settings("ingest"),
+        benchmarks=WIRING.excluded,
         code=code("ingest"),
     script:
         "../scripts/ingest.py"
@@ -37,3 +39,24 @@ rule benchmark:
         code=code("benchmark"),
     script:
         "../scripts/benchmark.py"
+
+
+rule leakage:
+    input:
+        WIRING.benchmark_table_files,
+        texts=WIRING.made("ingest", "texts.parquet"),
+        queries=WIRING.made("ingest", "queries.parquet"),
+        pairs=WIRING.made("ingest", "pairs.parquet"),
+    output:
+        "results/{run}/ingest/leakage.parquet",
+    log:
+        "logs/{run}/leakage.log",
+    benchmark:
+        "benchmarks/{run}/leakage.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        benchmarks=WIRING.benchmark_tables,
+        code=code("leakage"),
+    script:
+        "../scripts/leakage.py"

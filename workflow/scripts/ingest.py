@@ -8,4 +8,9 @@ from retune.config import IngestConfig
 from retune.stages.ingest import ingest
 
 job = snakemake.params.settings
-ingest(IngestConfig(**job["settings"]), dict(snakemake.output.items()), job["seed"])
+ingest(
+    IngestConfig(**job["settings"]),
+    dict(snakemake.output.items()),
+    job["seed"],
+    benchmarks=snakemake.params.benchmarks,
+)

@@ -14,5 +14,6 @@ metrics(
     benchmarks={b: {t: Path(p) for t, p in tables.items()} for b, tables in snakemake.params.benchmarks.items()},
     cutoffs=job["cutoffs"],
     seed=job["seed"],
+    levels=job["levels"],
     out=Path(snakemake.output[0]),
 )

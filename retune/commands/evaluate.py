@@ -1,0 +1,258 @@
+"""How well a model retrieves: MRR, Recall and others on a benchmark, as one line on standard output.
+
+Three forms of the same: FlagEmbedding's eval_msmarco (--corpus_data and --query_data, files of rows {content}
+and {query, positive}, or data sets on the hub: MS MARCO where none are named), Intel's evaluate.py
+(--index_file_jsonl_path and --query_file_jsonl_path, rows {context: [..]} and {query, pos}), and any benchmark
+of the workflow (--format, --path). What is printed are means over the queries; the log adds 95% intervals.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from retune import tables
+from retune.commands import arrays, models, vectors
+from retune.commands.flags import Flag, Given, from_section, whole
+from retune.commands.work import WORK_DIR, Work, identity, output_file, work_folder
+from retune.config import BenchmarkConfig, Config, EmbedderConfig, EvaluateConfig
+from retune.data.files import expand
+from retune.runtime import atomic, log
+from retune.sections.evaluation import HUB
+
+INSTRUCTION = "Represent this sentence for searching relevant passages: "
+MSMARCO = {"corpus": "namespace-Pt/msmarco-corpus", "queries": "namespace-Pt/msmarco"}
+LENGTHS = {"query": 32, "passage": 128}  # tokens, of eval_msmarco
+CUTOFFS = (1, 10, 100)
+BENCHMARK, SEARCH = "benchmark", "search"
+# What is printed, by the form; every measure is in the table that --save_metrics writes.
+PRINTED = {
+    "msmarco": ("MRR", "Recall"), "intel": ("MRR", "Hit"), "beir": ("nDCG", "MAP", "Recall", "P", "MRR", "Hit"),
+    "flag": ("nDCG", "MAP", "Recall", "P", "MRR", "Hit"),
+}  # fmt: skip
+
+
+def _model_flags() -> list[Flag]:
+    """The embedder's, under this command's own names as well."""
+    changed: dict[str, dict[str, Any]] = {
+        "embedder_name_or_path": {
+            "names": ("encoder", "model_name", "embedder_name_or_path", "model_name_or_path", "model"),
+            "default": "BAAI/bge-base-en-v1.5",
+        },
+        **{
+            f"embedder_{kind}_max_length": {
+                "names": (f"max_{kind}_length", f"embedder_{kind}_max_length", f"{kind}_max_length"), "default": None,
+                "shown": f"{length} with --corpus_data and --query_data, else the checkpoint's own",
+            }
+            for kind, length in LENGTHS.items()
+        },
+        "use_fp16": {"names": ("fp16", "use_fp16")},
+        "use_bf16": {"names": ("bf16", "use_bf16")},
+    }  # fmt: skip
+    found = [*models.embedder_flags(), *models.hardware_flags()]
+    return [replace(flag, **changed.get(flag.name, {})) for flag in found]
+
+
+FLAGS = [
+    *from_section(
+        "benchmark", BenchmarkConfig, BENCHMARK,
+        {
+            "format": {"shown": "msmarco; intel with --index_file_jsonl_path, beir with --path or --qrels"},
+            "queries": {"names": ("query_data", "query_file_jsonl_path", "queries"), "shown": MSMARCO["queries"]},
+            "corpus": {"names": ("corpus_data", "index_file_jsonl_path", "corpus"), "shown": MSMARCO["corpus"]},
+            "split": {"shown": "dev with msmarco, else test"},
+        },
+        leave=("guard",),
+    ),
+    *_model_flags(),
+    Flag(
+        ("add_instruction",), f'Put "{INSTRUCTION.strip()}" before each query; `False`: nothing.', kind="bool",
+        shown="the checkpoint's own instruction, or the one that is given", group=models.MODEL,
+    ),
+    *vectors.embed_flags(),
+    Flag(("save_embedding",), "Save the passages' vectors at --save_path.", kind="bool", default=False, group=SEARCH),
+    Flag(("load_embedding",), "Take the passages' vectors from --save_path.", kind="bool", default=False, group=SEARCH),
+    Flag(("save_path",), "File of vectors: .parquet, .npy, or any other name for the bare numbers.",
+         default="embeddings.memmap", group=SEARCH),
+    *from_section(
+        "evaluate", EvaluateConfig, SEARCH,
+        {"cutoffs": {"convert": whole(1), "shown": "1 with --index_file_jsonl_path, else 1 10 100, up to --k"}},
+        leave=("benchmarks", "models", "min_delta", "trec"),
+    ),
+    Flag(("seed",), "Of an index's training and of the intervals.", convert=whole(0),
+         default=Config.model_fields["seed"].default, group=SEARCH),
+    Flag(("save_run",), "File that gets the best passages of every query in TREC's form."),
+    Flag(("save_metrics",), "Parquet table that gets all measures, of every query and their means with intervals."),
+    WORK_DIR,
+]  # fmt: skip
+
+
+def run(given: Given) -> None:
+    """Evaluate as the flags say.
+
+    Raises:
+        UserError: for a mistake in flags or rows.
+    """
+    asked = benchmark_of(given)
+    settings = _settings(given, asked.format)
+    for name in ("save_run", "save_metrics", *(["save_path"] if given["save_embedding"] else [])):
+        if given[name]:
+            output_file(given, name)
+    if given["save_embedding"] and given["load_embedding"]:
+        raise given.mistake("load_embedding", f"and {given.shown('save_embedding')}: expected one of them")
+    devices = models.prepare(given)
+    embedder = _embedder(given, asked.format)
+    models.fetch(embedder.model, embedder.revision)
+    with work_folder(given, Path(given["save_run"] or given["save_metrics"] or given["save_path"])) as work:
+        found = _read(given, work, asked)
+        queries, texts, steps = _vectors(given, work, found, embedder, devices)
+        run, measured = _measure(work, found, queries, texts, settings, asked, given["seed"], steps)
+        if given["save_run"]:
+            from retune.data import trec
+
+            tag = re.sub(r"^.*[:/]", "", embedder.model.rstrip("/"))
+            trec.write(run, found["queries"], found["texts"], Path(given["save_run"]), tag)
+        if given["save_metrics"]:
+            with atomic(Path(given["save_metrics"])) as part:
+                part.write_bytes(measured.read_bytes())
+        from retune.stages.metrics import summary
+
+        log.info("%s", summary(measured))
+        print(means(measured, PRINTED[asked.format]))
+
+
+# ---- what is asked for --------------------------------------------------------------------------
+
+
+def benchmark_of(given: Given) -> BenchmarkConfig:
+    """The benchmark that the flags name."""
+    intel = any(given.shown(n).endswith("_file_jsonl_path") for n in ("queries", "corpus") if given.typed(n))
+    judged = given["path"] or given["qrels"]
+    form = given["format"] or ("intel" if intel else "beir" if judged else "msmarco")
+    places = {role: given[role] for role in ("queries", "corpus")}
+    if form == "msmarco":
+        if not any(places.values()):
+            places = dict(MSMARCO)
+        elif places == {"corpus": MSMARCO["queries"], "queries": MSMARCO["corpus"]}:
+            log.info("eval_msmarco's defaults name queries and corpus the wrong way round; taken as they are meant")
+            places = dict(MSMARCO)
+    for role in ("queries", "corpus"):
+        if form in ("msmarco", "intel") and not places[role]:
+            raise given.mistake(role, "required, but not given: a file, or a data set on the hub")
+    split = given["split"] if given.typed("split") else "dev" if form == "msmarco" else "test"
+    fixed: dict[str, Any] = {role: _place(given, role, place) for role, place in places.items() if place}
+    for role in ("path", "qrels"):
+        if given[role]:
+            fixed[role] = _place(given, role, given[role])
+    return given.section("benchmark", BenchmarkConfig, format=form, split=split, **fixed)
+
+
+def _place(given: Given, role: str, value: str) -> str:
+    """A path that is there, or `hub:…` for a data set's id, which needs no prefix here."""
+    path = Path(value).expanduser()
+    if value.startswith(HUB) or path.is_dir():
+        return value
+    if (
+        not path.exists()
+        and re.fullmatch(r"[\w.-]+/[\w.-]+(@[^:]+)?(:.+)?", value)
+        and not re.search(r"\.(jsonl|json|parquet|tsv|txt|gz|zst)$", value)
+    ):
+        return HUB + value
+    return str(expand([str(path)], given.shown(role))[0])
+
+
+def _settings(given: Given, form: str) -> EvaluateConfig:
+    k = given["k"] or EvaluateConfig.model_fields["k"].default
+    if given["cutoffs"]:
+        return given.section("evaluate", EvaluateConfig)
+    usual = [cutoff for cutoff in ((1,) if form == "intel" else CUTOFFS) if cutoff <= int(k)]
+    return given.section("evaluate", EvaluateConfig, cutoffs=usual or [1])
+
+
+def _embedder(given: Given, form: str) -> EmbedderConfig:
+    """The section `embedder`, with what eval_msmarco takes for granted where its form is asked for."""
+    found = models.embedder(given)
+    changed: dict[str, Any] = {}
+    for kind, length in LENGTHS.items():
+        if form == "msmarco" and getattr(found, f"{kind}_max_length") is None:
+            changed[f"{kind}_max_length"] = length
+    if given.typed("add_instruction"):
+        if given.typed("query_instruction"):
+            raise given.mistake("add_instruction", f"and {given.shown('query_instruction')}: expected one of them")
+        changed["query_instruction"] = INSTRUCTION if given["add_instruction"] else ""
+    return found.model_copy(update=changed)
+
+
+# ---- the steps ----------------------------------------------------------------------------------
+
+
+def _read(given: Given, work: Work, asked: BenchmarkConfig) -> dict[str, Path]:
+    """The benchmark's tables."""
+    from retune.stages.ingest import benchmark
+
+    found = {name: work.path(f"ingest/{name}.parquet") for name in ("texts", "queries", "pairs")}
+    brought = [Path(file) for file in asked.files().values() if not file.startswith(HUB)]
+    lost = [file for file in brought if not file.is_file()]
+    if lost:
+        raise given.mistake("path", f"{lost[0]}: no such file")
+    of = {"settings": asked.model_dump(mode="json"), "files": identity(brought)}
+    work.step("benchmark", "ingest", list(found.values()), of, lambda: benchmark(asked, found, "benchmark"))
+    return found
+
+
+def _vectors(
+    given: Given, work: Work, found: Mapping[str, Path], embedder: EmbedderConfig, devices: Sequence[str]
+) -> tuple[Path, list[Path], list[str]]:
+    """Vectors of the queries and of the passages, embedded or taken from a file, and the steps so far."""
+    [queries], one = vectors.embed_table(given, work, found["queries"], "query", embedder, devices, ["benchmark"])
+    path = Path(given["save_path"]).expanduser()
+    if given["load_embedding"]:
+        from retune.data.search import dimension
+
+        out = work.path("embed/loaded.parquet")
+        size = tables.n_rows(found["texts"]), dimension([queries])
+        texts = arrays.read(path, *size, out, tables.metadata(queries))
+        log.info("%s: %s vectors of %s dimensions%s", path, f"{size[0]:,}", size[1],
+                 "" if texts == path else "; nothing in the file says which model they are of")  # fmt: skip
+        return queries, [texts], ["benchmark", *one]
+    texts, two = vectors.embed_table(given, work, found["texts"], "passage", embedder, devices, ["benchmark"])
+    if given["save_embedding"]:
+        shape, dtype = arrays.write(texts, path)
+        log.info("%s: %s vectors of %d dimensions, %s", path, f"{shape[0]:,}", shape[1], dtype)
+    return queries, texts, ["benchmark", *one, *two]
+
+
+def _measure(
+    work: Work, found: Mapping[str, Path], queries: Path, texts: Sequence[Path], settings: EvaluateConfig,
+    asked: BenchmarkConfig, seed: int, steps: Sequence[str],
+) -> tuple[Path, Path]:  # fmt: skip
+    """The run and the table of metrics."""
+    from retune.stages.evaluate import evaluate
+    from retune.stages.metrics import metrics
+
+    ranked, out = work.path("evaluate/run.parquet"), work.path("evaluate/metrics.parquet")
+    names = ("k", "index_factory", "nprobe", "ef_search", "index_train_size")
+    of = {name: getattr(settings, name) for name in names} | {"seed": seed}
+    of["vectors"] = identity(texts) if work.kept else None  # they may come from a file
+    options = {name: of[name] for name in (*names, "seed")}
+    work.step("evaluate", "evaluate", [ranked], of, lambda: evaluate(
+        queries=queries, texts=texts, out=ranked, **options
+    ), steps)  # fmt: skip
+    levels = {"benchmark": asked.relevant_from}
+    of = {"cutoffs": settings.cutoffs, "seed": seed, "levels": levels}
+    work.step("metrics", "metrics", [out], of, lambda: metrics(
+        runs={("benchmark", "model"): ranked}, benchmarks={"benchmark": found}, cutoffs=settings.cutoffs, seed=seed,
+        out=out, levels=levels,
+    ), ["evaluate"])  # fmt: skip
+    return ranked, out
+
+
+def means(metrics: Path, measures: Sequence[str]) -> dict[str, float]:
+    """{"MRR@1": mean, …} of a table of metrics, a measure after the other."""
+    rows = tables.read(metrics, "metrics").to_pylist()
+    found = {(row["measure"], row["cutoff"]): row["value"] for row in rows if row["query_id"] is None}
+    cutoffs = sorted({cutoff for _, cutoff in found})
+    return {f"{name}@{cutoff}": found[name, cutoff] for name in measures for cutoff in cutoffs}
