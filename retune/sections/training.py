@@ -51,7 +51,9 @@ class TrainConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout during training; the checkpoint's own where not given. 0 saves a tenth of the time on a CPU."""
     nproc_per_node: Annotated[int, Field(ge=1)] = 1
-    """Processes of torchrun; 1 needs no process group."""
+    """Processes of torchrun on a node, one a GPU; 1 needs no process group."""
+    nnodes: Annotated[int, Field(ge=1)] = 1
+    """Nodes that train together, each with `nproc_per_node` processes; more than one need SLURM (`profiles/slurm`)."""
     args: TrainingArgs = Field(default_factory=dict)
     """Any `transformers.TrainingArguments`, by its own name."""
 
