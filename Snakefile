@@ -9,6 +9,7 @@ min_version("9.14")
 # The library and the wiring, for parsing; scripts find the library by themselves.
 sys.path[:0] = [str(workflow.current_basedir), f"{workflow.current_basedir}/workflow"]
 
+from retune import gpus
 from wiring import TRAIN, code, wire
 
 # A config that is named on the command line stands alone: config.yaml, the demo, is not mixed in.

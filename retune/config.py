@@ -79,6 +79,7 @@ class Config(Section):
                 raise ValueError("mine.max_score_of_teacher: expected a section `reranker` that names the teacher")
             if self.reranker.fit and self.score is None:
                 raise ValueError("mine.max_score_of_teacher: a reranker that is fitted needs the section `score`")
+        self._check_shards()
         if self.reranker is None:
             if self.score is not None and "score" in self.model_fields_set:
                 raise ValueError("score: expected a section `reranker` that names the teacher (or `score: null`)")
@@ -115,6 +116,20 @@ class Config(Section):
         if {"base", "tuned"} <= set(self.merge.models) and self.train.additional_special_tokens:
             return "`tuned` has tokens (train.additional_special_tokens) that `base` has not"
         return None
+
+    def _check_shards(self) -> None:
+        """A search in parts is exact, by vectors, and of whole files of vectors."""
+        mine = self.mine
+        if mine is None or mine.shards == 1:
+            return
+        if mine.retriever == "bm25" or mine.index_factory != "Flat":
+            raise ValueError(
+                "mine.shards: only an exact search by vectors is cut; set it to 1, or see mine.index_factory"
+            )
+        if self.embed.shards % mine.shards:
+            raise ValueError(
+                f"mine.shards: expected a divisor of embed.shards, {self.embed.shards}, found {mine.shards}"
+            )
 
     @property
     def mining_teacher(self) -> RerankerConfig | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from retune.config import Config, EmbedderConfig
+from retune.config import Config, EmbedderConfig, bounds
 from retune.experiment import Experiment, run_of
 
 TRAIN = "train"  # the collection of training texts; the others are named as their benchmarks
@@ -27,6 +27,10 @@ class Node:
     run: str
     rule: str
     labels: tuple[str, ...] = ()
+
+
+def shard_name(index: int, count: int) -> str:
+    return f"{index:02d}-of-{count:02d}"
 
 
 class Plan:
@@ -52,10 +56,21 @@ class Plan:
             return []
         return [Node(run, "embed", (self.miner(run), TRAIN, part)) for part in self.parts(run)]
 
+    def searches(self, run: str) -> list[Node]:
+        """The parts of the texts that are searched by jobs of their own; none where mining searches by itself."""
+        shards = self.runs[run].mine.shards
+        return [Node(run, "search", (shard_name(i, shards),)) for i in range(shards)] if shards > 1 else []
+
+    def searched_texts(self, node: Node) -> list[Node]:
+        """The text vectors of one such part."""
+        index, count = map(int, node.labels[0].split("-of-"))
+        files = self.mined_vectors(node.run)[1:]
+        return files[len(files) * index // count : len(files) * (index + 1) // count]
+
     def parts(self, run: str) -> list[str]:
         """Names of an embedded collection's files."""
         shards = self.runs[run].embed.shards
-        return ["queries", *(f"texts-{i:02d}-of-{shards:02d}" for i in range(shards))]
+        return ["queries", *(f"texts-{shard_name(i, shards)}" for i in range(shards))]
 
     def pairs(self, run: str) -> Node:
         """The most complete table of pairs of a run."""
@@ -69,7 +84,7 @@ class Plan:
     def scored_parts(self, run: str) -> list[Node]:
         """The parts in which pairs are scored."""
         shards = self.runs[run].score.shards
-        return [Node(run, "scores", (f"{i:02d}-of-{shards:02d}",)) for i in range(shards)]
+        return [Node(run, "scores", (shard_name(i, shards),)) for i in range(shards)]
 
     def lengths_matter(self, run: str) -> bool:
         """Whether training asks for the lengths of its queries' texts."""
@@ -161,8 +176,16 @@ class Plan:
                 embedder = self.embedder(node.run, label)
                 kept = {key: value for key, value in embedder.items() if not key.startswith(other)}
                 return {"settings": dump(config.embed), "embedder": kept}
+            case "search", _:
+                kept = ("pool", "retriever", "use_gpu_for_searching", "search_batch_size")
+                used = {key: value for key, value in dump(config.mine).items() if key in kept}
+                high = int(bounds(config.mine.range_for_sampling)[1])
+                return {"settings": used | {"range_for_sampling": f"0-{high}"}}
             case "mine", _:
-                used = {"embedder": None} | ({} if config.mining_teacher else {"max_score_of_teacher": None})
+                # shards decide who searches, not what is found
+                used = {"embedder": None, "shards": 1} | (
+                    {} if config.mining_teacher else {"max_score_of_teacher": None}
+                )
                 return {"settings": dump(config.mine) | used, "reranker": dump(config.mining_teacher), "seed": seed}
             case "fit", _:
                 return {"reranker": dump(config.reranker), "seed": seed}
@@ -252,6 +275,9 @@ class Plan:
             case "embed", (label, collection, _):
                 source = ingest if collection == TRAIN else Node(run, "benchmark", (collection,))
                 return [n for n in (source, self.model_node(run, label)) if n]
+            case "search", _:
+                vectors = [self.mined_vectors(run)[0], *self.searched_texts(node)]
+                return [ingest, *vectors, *([split] if config.mine.pool == "bin" else [])]
             case "mine", _:
                 return [ingest, *self.mined_vectors(run), *([split] if config.mine.pool == "bin" else [])]
             case "fit", _:
@@ -365,6 +391,8 @@ class Plan:
                 return getattr(config, stage) is not None
             case "scores", _:
                 return config.score is not None and node in self.scored_parts(node.run)
+            case "search", _:
+                return config.mine is not None and node in self.searches(node.run)
             case ("demo" | "mine" | "score" | "train" | "merge" | "report") as section, _:
                 return getattr(config, section) is not None
         return True
@@ -394,6 +422,8 @@ class Plan:
                 return f"{base}/merge"
             case "card", (stage,):
                 return f"{base}/{stage}"
+            case "search", _:
+                return f"{base}/mine"
             case "config", _:
                 return base
             case "leakage", _:
@@ -408,6 +438,8 @@ class Plan:
                 return "reranker"
             case "scores", (part,):
                 return f"scores-{part}.parquet"
+            case "search", (part,):
+                return f"found-{part}.parquet"
             case "embed", (_, _, part):
                 return f"{part}.parquet"
             case "evaluate", (_, label):

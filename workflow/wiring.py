@@ -184,6 +184,21 @@ class Wiring:
         run = wildcards.run
         return self.plan.path(Node(run, "weigh")) if self.plan.weighs(run) else []
 
+    def training(self, resource: str) -> Callable[[Any], int | str | None]:
+        """What a training job asks for: a GPU a process; on several nodes, as many of them, with one task on each."""
+
+        def asked(wildcards: Any) -> int | str | None:
+            settings = self.plan.config(wildcards.run).train
+            if settings.nnodes == 1:
+                return settings.nproc_per_node if resource == "gpu" else None
+            return {
+                "gres": f"gpu:{settings.nproc_per_node}",  # of each node
+                "nodes": settings.nnodes, "tasks": settings.nnodes, "tasks_per_gpu": 0,  # a task has all of its node's
+                "mpi": "srun",  # the job starts its tasks itself
+            }.get(resource)  # fmt: skip
+
+        return asked
+
     # ---- tables ---------------------------------------------------------------------------------
 
     def embedded_table(self, wildcards: Any) -> str:
@@ -194,6 +209,17 @@ class Wiring:
 
     def mined_vectors(self, wildcards: Any) -> list[str]:
         return [self.plan.path(node) for node in self.plan.mined_vectors(wildcards.run)]
+
+    def searched_queries(self, wildcards: Any) -> str:
+        return self.mined_vectors(wildcards)[0]
+
+    def searched_texts(self, wildcards: Any) -> list[str]:
+        return [
+            self.plan.path(node) for node in self.plan.searched_texts(Node(wildcards.run, "search", (wildcards.shard,)))
+        ]
+
+    def found(self, wildcards: Any) -> list[str]:
+        return [self.plan.path(node) for node in self.plan.searches(wildcards.run)]
 
     def mined_lengths(self, wildcards: Any) -> list[str]:
         if self.plan.config(wildcards.run).mine.pool != "bin":

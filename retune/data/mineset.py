@@ -7,7 +7,7 @@ tens of bytes a text.  Knows tables; nothing of vectors, ranks or scores.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,31 +20,20 @@ from retune.data.negatives import Exclusions
 from retune.data.text import digests, normalise
 
 
-@dataclass(frozen=True)
-class MineSet:
-    """N of Q queries are mined for, from T texts.
+@dataclass(frozen=True, kw_only=True)
+class Pools:
+    """The queries to mine for, N of Q, and the texts of T that are searched for each.
 
     Attributes:
         train: int64 [N]; the queries to mine for.
-        given: their pairs that came with the data and stay, columns of the table `pairs`.
         candidates: bool [T]; the texts that are searched, None for all.
         query_bin, text_bin: int64 [Q], [T]; numbers of the length bins, where negatives come from the query's own.
     """
 
     train: np.ndarray
-    given: pl.DataFrame
-    exclusions: Exclusions
     candidates: np.ndarray | None = None
     query_bin: np.ndarray | None = None
     text_bin: np.ndarray | None = None
-
-    @property
-    def n_queries(self) -> int:
-        return len(self.exclusions.group)
-
-    @property
-    def n_texts(self) -> int:
-        return len(self.exclusions.reads_as)
 
     def bin_of(self, query: int) -> int:
         """The number of the query's bin; 0 where all texts are one pool."""
@@ -66,19 +55,53 @@ class MineSet:
                 yield rows[start : start + size], self.pool(rows[0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class MineSet(Pools):
+    """All that mining reads but vectors.
+
+    Attributes:
+        given: the pairs of the queries to mine for that came with the data and stay, columns of the table `pairs`.
+        exclusions: what each query may never be given.
+    """
+
+    given: pl.DataFrame
+    exclusions: Exclusions
+
+    @property
+    def n_queries(self) -> int:
+        return len(self.exclusions.group)
+
+    @property
+    def n_texts(self) -> int:
+        return len(self.exclusions.reads_as)
+
+
+def pools(
+    queries: Path, settings: MineConfig, lengths: Path | None = None, bins: Path | None = None,
+    candidates: np.ndarray | None = None,
+) -> Pools:  # fmt: skip
+    """Who is mined for and from what; `lengths` and `bins` are needed for `pool: bin`."""
+    train = np.flatnonzero(_trained(queries))
+    return Pools(train=train, candidates=candidates, **(_bins(lengths, bins) if settings.pool == "bin" else {}))
+
+
+def _trained(queries: Path) -> np.ndarray:
+    """Which queries are trained on, bool [Q]."""
+    return pc.equal(tables.read(queries, "queries", ["split"])["split"], "train").to_numpy()
+
+
 def load(
     texts: Path, queries: Path, pairs: Path, settings: MineConfig, lengths: Path | None = None,
     bins: Path | None = None, candidates: np.ndarray | None = None,
 ) -> MineSet:  # fmt: skip
     """Read the tables; `lengths` and `bins` are needed for `pool: bin`."""
-    trained = pc.equal(tables.read(queries, "queries", ["split"])["split"], "train").to_numpy()
+    found, trained = pools(queries, settings, lengths, bins, candidates), _trained(queries)
     table = pl.from_arrow(tables.read(pairs, "pairs"))
     taken = table if settings.keep_existing_neg else table.filter(pl.col("label") > 0)
     codes = _readings(texts, "texts"), _readings(queries, "queries")
     exclusions = _exclusions(*codes, table, taken, trained, candidates)
     given = taken.filter(pl.Series(trained[taken["query_id"].to_numpy()], dtype=pl.Boolean))
-    found = MineSet(np.flatnonzero(trained), given, exclusions, candidates)
-    return _with_bins(found, lengths, bins) if settings.pool == "bin" else found
+    return MineSet(**vars(found), given=given, exclusions=exclusions)
 
 
 def _readings(path: Path, name: str) -> np.ndarray:
@@ -116,7 +139,7 @@ def _exclusions(
     return Exclusions(group, reads_as, np.unique(codes), closed)
 
 
-def _with_bins(found: MineSet, lengths: Path, bins: Path) -> MineSet:
+def _bins(lengths: Path, bins: Path) -> dict[str, np.ndarray]:
     """Number the bins that hold queries; a text's bin is the one that its length falls into, -1 for none of them."""
     table = pl.from_arrow(tables.read(bins, "bins"))
     names = table["length_bin"].unique(maintain_order=True).to_list()
@@ -126,4 +149,4 @@ def _with_bins(found: MineSet, lengths: Path, bins: Path) -> MineSet:
     for number, name in enumerate(names):  # such as len-500-1000, len-7000-inf
         low, high = (float(bound) for bound in name.split("-")[1:])
         text_bin[(tokens >= low) & (tokens < high)] = number
-    return replace(found, query_bin=query_bin, text_bin=text_bin)
+    return {"query_bin": query_bin, "text_bin": text_bin}

@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from retune import tables
-from retune.config import MineConfig
+from retune.config import MineConfig, bounds
 from retune.data import search
+from retune.data.found import Parts
 from retune.runtime import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +58,21 @@ class Dense:
 
     def pair_scores(self, query_ids: np.ndarray, text_ids: np.ndarray) -> np.ndarray:
         return search.pair_scores(self._vectors, self._shards, query_ids, text_ids)
+
+
+class Searched(Dense):
+    """By inner product, searched before: part of the texts by part, in other jobs.
+
+    Queries must be asked for in the order in which `mineset.Pools.batches` gives them, and once.
+    """
+
+    def __init__(self, vectors: np.ndarray, shards: Sequence[Path], parts: Parts) -> None:
+        self._vectors, self._shards, self._parts = vectors, shards, parts
+
+    def search(self, rows: np.ndarray, k: int, only: np.ndarray | None, bar: tqdm) -> Ranking:
+        found = self._parts.take(rows, k)
+        bar.update(len(rows))
+        return found
 
 
 class Words:
@@ -102,12 +118,13 @@ class Hybrid:
 
 def load(
     settings: MineConfig, seed: int, *, texts: Path, queries: Path, query_vectors: Path | None = None,
-    text_vectors: Sequence[Path] = (),
+    text_vectors: Sequence[Path] = (), found: Sequence[Path] = (),
 ) -> Retriever:  # fmt: skip
     """The retriever of `settings`.
 
     Args:
         query_vectors, text_vectors: embeddings tables, the texts' in shards of rising ids; bm25 needs none.
+        found: what the stage search found in parts of the texts; where there is none, all are searched here.
 
     Raises:
         UserError: for vectors of other tables or of different models, an index that faiss cannot make, or a GPU that
@@ -116,8 +133,17 @@ def load(
     if settings.retriever == "bm25":
         return _words(texts, queries)
     _check_vectors(texts, queries, query_vectors, text_vectors)
-    dense = Dense(search.load(query_vectors), text_vectors, _top_k(settings, text_vectors, seed))
+    if found:
+        dense = Searched(search.load(query_vectors), text_vectors, Parts(found))
+    else:
+        dense = Dense(search.load(query_vectors), text_vectors, _top_k(settings, text_vectors, seed))
     return dense if settings.retriever == "dense" else Hybrid(dense, _words(texts, queries), settings.rrf_k)
+
+
+def depth(settings: MineConfig) -> int:
+    """How many texts of a query a search by vectors must find."""
+    high = int(bounds(settings.range_for_sampling)[1])
+    return DEPTH * high if settings.retriever == "hybrid" else high
 
 
 def _words(texts: Path, queries: Path) -> Words:
@@ -127,7 +153,7 @@ def _words(texts: Path, queries: Path) -> Words:
 
 
 def _top_k(settings: MineConfig, shards: Sequence[Path], seed: int) -> Callable[..., Ranking]:
-    nearest = _backend(settings.use_gpu_for_searching)
+    nearest = backend(settings.use_gpu_for_searching)
     if settings.index_factory == "Flat":
         return lambda vectors, k, only, bar: search.top_k(
             vectors, shards, k, settings.search_batch_size, nearest, only, bar
@@ -147,7 +173,7 @@ def _in_index(made: Index, vectors: np.ndarray, k: int, only: np.ndarray | None,
     return found
 
 
-def _backend(gpu: bool | None) -> str:
+def backend(gpu: bool | None) -> str:
     """A key of `search.NEAREST`: torch on a GPU where there is one, unless it is not wanted."""
     found = search.backend() if gpu is not False else "faiss"
     if gpu and found != "torch":

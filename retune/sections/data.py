@@ -139,6 +139,9 @@ class MineConfig(Section):
     """Search on a GPU; where there is one, if not given."""
     search_batch_size: Annotated[int, Field(ge=1)] = 8192
     """Queries searched in one call."""
+    shards: Annotated[int, Field(ge=1, le=99)] = 1
+    """Jobs that an exact search by vectors is spread over, each with as many files of `embed.shards`, which is a
+    multiple of it; what is found is the same."""
     keep_existing_neg: bool = False
     """Keep the negatives that came with the data, and mine those in addition."""
     on_shortage: Literal["random", "drop", "error"] = "random"

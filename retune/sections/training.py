@@ -84,7 +84,9 @@ class TrainConfig(LoraKeys):
     pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
     """Lengths are padded to a multiple of it; what suits the hardware where not given."""
     nproc_per_node: Annotated[int, Field(ge=1)] = 1
-    """Processes of torchrun; 1 needs no process group."""
+    """Processes of torchrun on a node, one a GPU; 1 needs no process group."""
+    nnodes: Annotated[int, Field(ge=1)] = 1
+    """Nodes that train together, each with `nproc_per_node` processes; more than one need SLURM (`profiles/slurm`)."""
     args: TrainingArgs = Field(default_factory=dict)
     """Any `transformers.TrainingArguments`, by its own name."""
 

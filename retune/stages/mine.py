@@ -41,6 +41,7 @@ def mine(
     *, texts: Path, queries: Path, pairs: Path, query_vectors: Path | None, text_vectors: Sequence[Path] | None,
     settings: MineConfig, seed: int, out: Path, lengths: Path | None = None, bins: Path | None = None,
     reranker: RerankerConfig | None = None, stats: Path | None = None, candidates: np.ndarray | None = None,
+    found: Sequence[Path] = (),
 ) -> None:  # fmt: skip
     """Write the pairs of the training queries with mined negatives, similarities and ranks (table `mined`).
 
@@ -51,6 +52,7 @@ def mine(
             scores the positives and as many candidates as are needed; the column `score` then holds its scores alone.
         stats: where the table `mining`, what was done, goes.
         candidates: bool [T]; the texts that are searched and ranked, None for all.
+        found: what the stage search found in parts of the texts; where not given, all are searched here.
 
     Raises:
         UserError: where `on_shortage: error` and a query has too few candidates, the vectors are of other tables, a
@@ -58,7 +60,13 @@ def mine(
     """
     data = mineset.load(texts, queries, pairs, settings, lengths, bins, candidates)
     retriever = retrievers.load(
-        settings, seed, texts=texts, queries=queries, query_vectors=query_vectors, text_vectors=text_vectors or ()
+        settings,
+        seed,
+        texts=texts,
+        queries=queries,
+        query_vectors=query_vectors,
+        text_vectors=text_vectors or (),
+        found=found,
     )
     similarity = retriever.pair_scores(data.given["query_id"].to_numpy(), data.given["text_id"].to_numpy())
     given = data.given.with_columns(pl.Series("similarity", similarity, pl.Float32), rank=pl.lit(None, pl.Int32))

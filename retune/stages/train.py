@@ -44,11 +44,11 @@ def train(
     """
     files = {"texts": texts, "queries": queries, "pairs": pairs, "bins": bins, "judgments": judgments}
     outputs = {"state": state, "model_out": model_out, "history_out": history_out}
-    if settings.nproc_per_node > 1 and not under_torchrun():
+    if settings.nproc_per_node * settings.nnodes > 1 and not under_torchrun():
         job: dict[str, Any] = {name: path and str(path) for name, path in (files | outputs).items()}
         job |= {"settings": settings.model_dump(mode="json"), "embedder": embedder.model_dump(mode="json")}
         job |= {"seed": seed, "drop_longer_than": drop_longer_than}
-        launch("retune.stages.train", job, settings.nproc_per_node, Path(state))
+        launch("retune.stages.train", job, settings.nproc_per_node, Path(state), settings.nnodes)
         return
     _train(files, settings, embedder, seed, drop_longer_than, outputs)
 

@@ -4,6 +4,15 @@ WIRING = wire(config, workflow.overwrite_configfiles or workflow.configfiles)
 ENVIRONMENT = WIRING.environment
 # Two such jobs run side by side: one loads while the other computes.
 HALF = max(1, (workflow.cores or 2) // 2)
+# On one machine a job asks for no more GPUs than there are, and waits for those that others use; `--resources gpu=1`
+# lets the workflow have fewer.
+if (
+    workflow.is_main_process
+    and workflow.local_exec
+    and workflow.nodes is None
+    and "gpu" not in workflow.global_resources
+):
+    workflow.register_resource("gpu", len(gpus.visible()))
 
 
 wildcard_constraints:

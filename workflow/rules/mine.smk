@@ -1,9 +1,31 @@
+rule search:
+    input:
+        queries=WIRING.made("ingest", "queries.parquet"),
+        query_vectors=WIRING.searched_queries,
+        text_vectors=WIRING.searched_texts,
+        lengths=WIRING.mined_lengths,
+    output:
+        "results/{run}/mine/found-{shard}.parquet",
+    log:
+        "logs/{run}/search.{shard}.log",
+    benchmark:
+        "benchmarks/{run}/search.{shard}.tsv"
+    conda:
+        ENVIRONMENT
+    params:
+        settings=WIRING.settings("search", "shard"),
+        code=code("search"),
+    script:
+        "../scripts/search.py"
+
+
 rule mine:
     input:
         texts=WIRING.made("ingest", "texts.parquet"),
         queries=WIRING.made("ingest", "queries.parquet"),
         pairs=WIRING.made("ingest", "pairs.parquet"),
         vectors=WIRING.mined_vectors,
+        found=WIRING.found,
         lengths=WIRING.mined_lengths,
         teacher=WIRING.mining_teacher,
     output:

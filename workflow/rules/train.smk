@@ -15,6 +15,14 @@ rule train:
         "benchmarks/{run}/train.tsv"
     conda:
         ENVIRONMENT
+    # How many nodes and GPUs follows from the config; all else that a job asks for is in the profile.
+    resources:
+        gpu=WIRING.training("gpu"),
+        gres=WIRING.training("gres"),
+        nodes=WIRING.training("nodes"),
+        tasks=WIRING.training("tasks"),
+        tasks_per_gpu=WIRING.training("tasks_per_gpu"),
+        mpi=WIRING.training("mpi"),
     params:
         settings=WIRING.settings("train"),
         # Checkpoints lie outside the outputs, which Snakemake deletes when a job fails.

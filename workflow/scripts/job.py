@@ -13,19 +13,22 @@ ROOT = str(Path(__file__).resolve().parents[2])
 sys.path.insert(0, ROOT)
 os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (ROOT, os.environ.get("PYTHONPATH")) if part)
 
+from retune.gpus import reserve
 from retune.runtime import start_job
 
 KEPT = ".kept"
 
 
 def start(snakemake) -> None:
-    """Send output to the rule's log and keep to its threads; call it before anything heavy is imported.
+    """Send output to the rule's log, keep to its threads and its GPUs; call it before anything heavy is imported.
 
     Snakemake deletes the outputs of a job that is run again before it starts, and those of one that
     fails.  So that no good result is lost, each is kept, by links that take no space, until
     the next good one.
     """
     start_job(snakemake.log[0], snakemake.threads)
+    if (gpus := snakemake.resources.get("gpu")) is not None:  # the profile counts them
+        reserve(gpus)
     outputs, show = [Path(path) for path in snakemake.output], sys.excepthook
 
     def fail(*error) -> None:

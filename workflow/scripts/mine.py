@@ -23,4 +23,5 @@ mine(
     bins=bins,
     reranker=RerankerConfig(**job["reranker"]) if job["reranker"] else None,
     stats=snakemake.output.mining,
+    found=list(files.found),
 )
