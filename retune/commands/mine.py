@@ -49,7 +49,7 @@ FLAGS = [
                 "scored positive by more than this."
             },
         },
-        leave=("embedder",),
+        leave=("embedder", "shards"),
     ),
     Flag(("seed",), "Of every draw.", convert=whole(0), default=Config.model_fields["seed"].default, group=MINING),
     *lengths.FLAGS,
