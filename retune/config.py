@@ -74,6 +74,8 @@ class Config(Section):
             if "tuned" in self.merge.models and "merge" in self.model_fields_set:
                 raise ValueError("merge.models: `tuned` needs the section `train` (or `merge: null`)")
             self.merge = None
+        if self.ingest.exclude_benchmarks and not (self.evaluate and self.evaluate.benchmarks):
+            raise ValueError("ingest.exclude_benchmarks: expected benchmarks in the section `evaluate`")
         made = ["base", *(["tuned"] if self.train else []), *(["merged"] if self.merge else [])]
         if self.evaluate is not None:
             if self.evaluate.models is None:
