@@ -96,6 +96,8 @@ class Config(Section):
             self.merge = None
         if self.merge is not None and self.merge.search and not self.ingest.dev_fraction:
             raise ValueError("merge.search: it needs queries that are set aside; set ingest.dev_fraction above 0")
+        if self.ingest.exclude_benchmarks and not (self.evaluate and self.evaluate.benchmarks):
+            raise ValueError("ingest.exclude_benchmarks: expected benchmarks in the section `evaluate`")
         made = ["base", *(["tuned"] if self.train else []), *(["merged"] if self.merge else [])]
         if self.evaluate is not None:
             if self.evaluate.models is None:

@@ -16,7 +16,8 @@ from tiny import some_texts, tiny_bert
 
 from retune import tables
 from retune.cli import main
-from retune.commands.evaluate import FLAGS, INSTRUCTION, benchmark_of
+from retune.commands.benchmark import asked
+from retune.commands.evaluate import FLAGS, INSTRUCTION
 from retune.commands.flags import parse
 from retune.config import EmbedderConfig
 from retune.model.embedder import Embedder
@@ -244,7 +245,7 @@ CORPUS, QUERIES = "namespace-Pt/msmarco-corpus", "namespace-Pt/msmarco"
     ],
 )  # fmt: skip
 def test_names_on_the_hub(words: list[str], corpus: str, queries: str) -> None:
-    found = benchmark_of(parse("evaluate", FLAGS, "", words))
+    found = asked(parse("evaluate", FLAGS, "", words))
     assert (found.format, found.split, found.corpus, found.queries) == ("msmarco", "dev", corpus, queries)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from retune import tables
 from retune.config import BenchmarkConfig, IngestConfig
+from retune.experiment import ConfigError, load
 from retune.report.leaks import leaks
 from retune.stages.ingest import benchmark, ingest
 from retune.stages.leakage import leakage
@@ -97,6 +98,12 @@ def test_rows_that_give_the_benchmark_away_are_left_out(tmp_path: Path, caplog, 
     assert ("query" in kinds) == (not exclude) and ("positive" in kinds) == (exclude is not True)
     if exclude:
         assert f"ingest.exclude_benchmarks: 2 rows are left out: {query}" in caplog.text
+
+
+def test_nothing_to_exclude_is_a_mistake() -> None:
+    raw = {"embedder": {"model": "m"}, "ingest": {"train": "a", "exclude_benchmarks": True}}
+    with pytest.raises(ConfigError, match=r"ingest\.exclude_benchmarks: expected benchmarks in the section `evaluate`"):
+        load(raw)
 
 
 def test_the_report_counts_and_names(tmp_path: Path) -> None:

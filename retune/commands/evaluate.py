@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from retune import tables
-from retune.commands import arrays, models, vectors
+from retune.commands import arrays, benchmark, models, vectors
 from retune.commands.flags import Flag, Given, from_section, whole
 from retune.commands.work import WORK_DIR, Work, identity, output_file, work_folder
 from retune.config import BenchmarkConfig, Config, EmbedderConfig, EvaluateConfig
-from retune.data.files import expand
 from retune.runtime import atomic, log
 from retune.sections.evaluation import HUB
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
-MSMARCO = {"corpus": "namespace-Pt/msmarco-corpus", "queries": "namespace-Pt/msmarco"}
 LENGTHS = {"query": 32, "passage": 128}  # tokens, of eval_msmarco
 CUTOFFS = (1, 10, 100)
-BENCHMARK, SEARCH = "benchmark", "search"
+SEARCH = "search"
 # What is printed, by the form; every measure is in the table that --save_metrics writes.
 PRINTED = {
     "msmarco": ("MRR", "Recall"), "intel": ("MRR", "Hit"), "beir": ("nDCG", "MAP", "Recall", "P", "MRR", "Hit"),
@@ -57,16 +55,7 @@ def _model_flags() -> list[Flag]:
 
 
 FLAGS = [
-    *from_section(
-        "benchmark", BenchmarkConfig, BENCHMARK,
-        {
-            "format": {"shown": "msmarco; intel with --index_file_jsonl_path, beir with --path or --qrels"},
-            "queries": {"names": ("query_data", "query_file_jsonl_path", "queries"), "shown": MSMARCO["queries"]},
-            "corpus": {"names": ("corpus_data", "index_file_jsonl_path", "corpus"), "shown": MSMARCO["corpus"]},
-            "split": {"shown": "dev with msmarco, else test"},
-        },
-        leave=("guard",),
-    ),
+    *benchmark.FLAGS,
     *_model_flags(),
     Flag(
         ("add_instruction",), f'Put "{INSTRUCTION.strip()}" before each query; `False`: nothing.', kind="bool",
@@ -96,7 +85,9 @@ def run(given: Given) -> None:
     Raises:
         UserError: for a mistake in flags or rows.
     """
-    asked = benchmark_of(given)
+    asked = benchmark.asked(given)
+    if asked.format == "intel":
+        log.info("a passage is a hit where it is a positive, word for word; for evaluate.py a part of one is a hit too")
     settings = _settings(given, asked.format)
     for name in ("save_run", "save_metrics", *(["save_path"] if given["save_embedding"] else [])):
         if given[name]:
@@ -127,43 +118,6 @@ def run(given: Given) -> None:
 # ---- what is asked for --------------------------------------------------------------------------
 
 
-def benchmark_of(given: Given) -> BenchmarkConfig:
-    """The benchmark that the flags name."""
-    intel = any(given.shown(n).endswith("_file_jsonl_path") for n in ("queries", "corpus") if given.typed(n))
-    judged = given["path"] or given["qrels"]
-    form = given["format"] or ("intel" if intel else "beir" if judged else "msmarco")
-    places = {role: given[role] for role in ("queries", "corpus")}
-    if form == "msmarco":
-        if not any(places.values()):
-            places = dict(MSMARCO)
-        elif places == {"corpus": MSMARCO["queries"], "queries": MSMARCO["corpus"]}:
-            log.info("eval_msmarco's defaults name queries and corpus the wrong way round; taken as they are meant")
-            places = dict(MSMARCO)
-    for role in ("queries", "corpus"):
-        if form in ("msmarco", "intel") and not places[role]:
-            raise given.mistake(role, "required, but not given: a file, or a data set on the hub")
-    split = given["split"] if given.typed("split") else "dev" if form == "msmarco" else "test"
-    fixed: dict[str, Any] = {role: _place(given, role, place) for role, place in places.items() if place}
-    for role in ("path", "qrels"):
-        if given[role]:
-            fixed[role] = _place(given, role, given[role])
-    return given.section("benchmark", BenchmarkConfig, format=form, split=split, **fixed)
-
-
-def _place(given: Given, role: str, value: str) -> str:
-    """A path that is there, or `hub:…` for a data set's id, which needs no prefix here."""
-    path = Path(value).expanduser()
-    if value.startswith(HUB) or path.is_dir():
-        return value
-    if (
-        not path.exists()
-        and re.fullmatch(r"[\w.-]+/[\w.-]+(@[^:]+)?(:.+)?", value)
-        and not re.search(r"\.(jsonl|json|parquet|tsv|txt|gz|zst)$", value)
-    ):
-        return HUB + value
-    return str(expand([str(path)], given.shown(role))[0])
-
-
 def _settings(given: Given, form: str) -> EvaluateConfig:
     k = given["k"] or EvaluateConfig.model_fields["k"].default
     if given["cutoffs"]:
@@ -191,7 +145,7 @@ def _embedder(given: Given, form: str) -> EmbedderConfig:
 
 def _read(given: Given, work: Work, asked: BenchmarkConfig) -> dict[str, Path]:
     """The benchmark's tables."""
-    from retune.stages.ingest import benchmark
+    from retune.stages import ingest
 
     found = {name: work.path(f"ingest/{name}.parquet") for name in ("texts", "queries", "pairs")}
     brought = [Path(file) for file in asked.files().values() if not file.startswith(HUB)]
@@ -199,7 +153,7 @@ def _read(given: Given, work: Work, asked: BenchmarkConfig) -> dict[str, Path]:
     if lost:
         raise given.mistake("path", f"{lost[0]}: no such file")
     of = {"settings": asked.model_dump(mode="json"), "files": identity(brought)}
-    work.step("benchmark", "ingest", list(found.values()), of, lambda: benchmark(asked, found, "benchmark"))
+    work.step("benchmark", "ingest", list(found.values()), of, lambda: ingest.benchmark(asked, found))
     return found
 
 

@@ -1,11 +1,12 @@
 """What benchmarks and training data share: queries and relevant passages that read the same.
 
 In memory are 16 bytes for each query and each relevant passage of the benchmarks, never a text of the
-training data.  Knows the tables of benchmarks; nothing of where training rows come from.
+training data.  Knows the tables of benchmarks and training rows as they come.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from retune import tables
+from retune.data.rows import Row
+from retune.data.sources import Raw
+from retune.data.store import Rows
 from retune.data.text import digest, normalise
+from retune.runtime import log
 
 
 class Item(NamedTuple):
@@ -57,6 +62,30 @@ class Known:
             if items := self.passages.get(reading(text)):
                 return f"pos: also a relevant passage of the benchmark {items[0].benchmark}"
         return None
+
+
+class Excluded:
+    """Training rows that give a benchmark away: put among the rejected ones and counted, where that is wanted."""
+
+    def __init__(self, exclude: bool | str, benchmarks: Mapping[str, Mapping[str, Path | str]], rejected: Rows) -> None:
+        """`exclude` is `ingest.exclude_benchmarks`: False, True, or "queries" for the query's sake alone."""
+        self._known = Known(benchmarks) if exclude else None
+        self._passages, self._rejected = exclude is True, rejected
+        self._reasons: Counter[str] = Counter()
+
+    def takes(self, row: Row, dataset: str, path: Path, raw: Raw) -> bool:
+        """Whether the row is left out."""
+        reason = self._known.reason(row.query, row.pos, self._passages) if self._known else None
+        if reason:
+            self._reasons[reason] += 1
+            text = raw.text()
+            self._rejected.add((dataset, f"{path}:{raw.line}", reason, text), len(text))
+        return reason is not None
+
+    def tell(self) -> None:
+        """Log how many rows were left out, by reason."""
+        for reason, count in self._reasons.most_common():
+            log.info("ingest.exclude_benchmarks: %s rows are left out: %s", f"{count:,}", reason)
 
 
 def reading(text: str) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +21,7 @@ from retune.config import BenchmarkConfig, DatasetConfig, IngestConfig
 from retune.data import benchmarks, sources
 from retune.data.files import expand
 from retune.data.groups import Groups, choose_dev
-from retune.data.leakage import Known
+from retune.data.leakage import Excluded
 from retune.data.mistakes import BadRows
 from retune.data.rows import Mistake, Row, check, check_document
 from retune.data.store import Pairs, Rows, Texts
@@ -71,45 +70,23 @@ def ingest(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".ingest-", dir=folder)), "queries")
         rejected = Rows(table["rejected"])
         bad = BadRows(settings.on_bad_row, rejected)
-        leaks = Leaks(settings.exclude_benchmarks, benchmarks or {}, rejected)
+        excluded = Excluded(settings.exclude_benchmarks, benchmarks or {}, rejected)
         with tables.writer(scratch, "queries") as queries:
             texts, pairs = Texts(table["texts"]), Pairs(table["pairs"])
             intake = Intake(files, texts, Rows(queries), pairs, settings.dev_fraction > 0, keep_duplicates)
             with progress(sum(file.path.stat().st_size for file in files), "ingest", "B") as bar:
                 for file in files:
-                    _read(file, intake, bad, leaks, bar.update, scores)
+                    _read(file, intake, bad, excluded, bar.update, scores)
             intake.flush()
             rejected.flush()
         bad.raise_or_log(HINT)
-        leaks.tell()
+        excluded.tell()
         if not intake.queries.count:
             raise UserError(f"ingest.train: no good row in {', '.join(str(f.path) for f in files if f.options)}")
         dev = intake.dev(settings.dev_fraction, seed)
         _write_queries(out["queries"], scratch, dev)
     counts = (intake.queries.count, int(dev.sum()), intake.pairs.count, intake.texts.count, bad.count)
     log.info("%s queries (%s of them dev), %s pairs, %s distinct texts, %s rows rejected", *map("{:,}".format, counts))
-
-
-class Leaks:
-    """Rows that give a benchmark away: set aside and counted, where the config wants that."""
-
-    def __init__(self, exclude: bool | str, benchmarks: Mapping[str, Mapping[str, Path | str]], rejected: Rows) -> None:
-        self._known = Known(benchmarks) if exclude else None
-        self._passages, self._rejected = exclude is True, rejected
-        self._reasons: Counter[str] = Counter()
-
-    def excludes(self, row: Row, file: File, raw: sources.Raw) -> bool:
-        """Whether the row is left out; it is among the rejected ones then."""
-        reason = self._known.reason(row.query, row.pos, self._passages) if self._known else None
-        if reason:
-            self._reasons[reason] += 1
-            text = raw.text()
-            self._rejected.add((file.dataset, f"{file.path}:{raw.line}", reason, text), len(text))
-        return reason is not None
-
-    def tell(self) -> None:
-        for reason, count in self._reasons.most_common():
-            log.info("ingest.exclude_benchmarks: %s rows are left out: %s", f"{count:,}", reason)
 
 
 class Intake:
@@ -198,7 +175,7 @@ def _opts_out(path: Path) -> bool:
     return any(name.endswith(OPT_OUT) for name in (*path.parent.parts, stem))
 
 
-def _read(file: File, intake: Intake, bad: BadRows, leaks: Leaks, on_read: sources.OnRead, scores: bool) -> None:
+def _read(file: File, intake: Intake, bad: BadRows, excluded: Excluded, on_read: sources.OnRead, scores: bool) -> None:
     if file.options is None:
         _read_corpus(file, intake, bad, on_read)
         return
@@ -208,7 +185,7 @@ def _read(file: File, intake: Intake, bad: BadRows, leaks: Leaks, on_read: sourc
         if intake.taken.get(file.dataset, 0) == file.options.max_examples:
             break
         row, mistakes = check(raw.value, scores=scores)
-        if row and leaks.excludes(row, file, raw):
+        if row and excluded.takes(row, file.dataset, file.path, raw):
             continue
         if row and (duplicate := intake.add(row, file, raw.line)):
             mistakes = [duplicate]
