@@ -155,7 +155,7 @@ def _copied(name: str, parts: Sequence[Tensor], advance: Advance) -> Iterator[np
 def _summed(name: str, parts: Sequence[tuple[Tensor, float]], advance: Advance) -> Iterator[np.ndarray]:
     dtype = parts[0][0].dtype
     for start, stop in _spans(parts[0][0].size):
-        total = np.zeros(stop - start)
+        total = np.full(stop - start, -0.0)  # so that −0 stays what it is
         for tensor, weight in parts:
             total += weight * to_float64(tensor.read(start, stop), tensor.dtype)
         bits = from_float64(total, dtype)
