@@ -54,7 +54,7 @@ def test_the_incumbents_flags_are_known(module) -> None:
 
 def test_every_mining_key_is_a_flag() -> None:
     keys = {flag.key for flag in mine.FLAGS}
-    assert {f"mine.{key}" for key in MineConfig.model_fields} - keys == {"mine.embedder"}
+    assert {f"mine.{key}" for key in MineConfig.model_fields} - keys == {"mine.embedder", "mine.shards"}
     assert {f"embedder.{key}" for key in EmbedderConfig.model_fields} - keys <= {"embedder.examples"}
     assert {f"reranker.{key}" for key in RerankerConfig.model_fields} - keys == {"reranker.fit"}
     assert {f"embed.{key}" for key in EmbedConfig.model_fields} - keys == {"embed.cache"}

@@ -55,7 +55,7 @@ def test_versions_of_deciding_packages_count(copy: Path, monkeypatch: pytest.Mon
     first = prints(copy)
     monkeypatch.setattr(module, "_version", lambda package: "9" if package == "faiss-cpu" else "1")
     second = prints(copy)
-    assert {name for name in first if first[name] != second[name]} == {"mine", "evaluate"}
+    assert {name for name in first if first[name] != second[name]} == {"mine", "evaluate", "search"}
     assert before["demo"] == first["demo"]
 
 

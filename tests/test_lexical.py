@@ -25,7 +25,7 @@ def table(folder: Path, texts: list[str]) -> Path:
 def plain(texts: list[str], query: str) -> list[float]:
     """BM25 of the query and each text, by the formula (Robertson and Zaragoza 2009, idf as Lucene has it)."""
     split = [words(text) for text in texts]
-    mean = sum(map(len, split)) / len(split)
+    mean = sum(map(len, split)) / len(split) or 1.0
     scores = []
     for text in split:
         counts, score = Counter(text), 0.0

@@ -38,10 +38,9 @@ def card(
         weights: the table of merging weights, where they were found.
     """
     said = checkpoint.card(model)
-    config = checkpoint.read_json(model / "config.json")
     facts = words.Facts(
         name=name, kind=kind, base=settings["base"], hub_id=_hub_id(settings["base"]),
-        dim=said.truncate_dim or config["hidden_size"], pooling=said.pooling, normalize=bool(said.normalize),
+        dim=said.truncate_dim or _dim(model), pooling=said.pooling, normalize=bool(said.normalize),
         max_length=said.max_length, prompts=said.prompts, settings=settings["sections"],
         data=_data(queries, pairs) if queries and pairs else (), mixture=_mixture(settings, weights),
         values=_values(metrics) if metrics else (), version=retune.__version__,
@@ -49,6 +48,14 @@ def card(
     with atomic(out) as part:
         part.write_text(words.card(facts), encoding="utf-8")
     log.info("card: %s", out)
+
+
+def _dim(model: Path) -> int:
+    """Dimensions of the backbone's vectors; adapters alone have no config of the model."""
+    config = checkpoint.read_json(model / "config.json")
+    if "hidden_size" in config:
+        return config["hidden_size"]
+    return checkpoint.read_json(model / "1_Pooling/config.json")["word_embedding_dimension"]
 
 
 def _hub_id(reference: str) -> str | None:
