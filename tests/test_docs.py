@@ -1,5 +1,6 @@
 """What the documents say is true: commands exist, files are there, versions are the lock's."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -50,6 +51,29 @@ def test_commands_of_the_readme_are_known() -> None:
     assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.M)) <= targets
     assert set(re.findall(r"(?:^|`)retune ([a-z]+)", text, re.M)) <= set(COMMANDS)
     assert [file for file in re.findall(r"configs/[a-z0-9-]+\.yaml", text) if not (ROOT / file).is_file()] == []
+
+
+def test_flags_in_the_pages_are_known() -> None:
+    from retune.cli import STAGES
+
+    blocks = [block for page in PAGES for block in re.findall(r"```\n(.*?)```", page.read_text(), re.S)]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    named = [(found[1], line) for line in lines if (found := re.search(r"retune (\w+) +--", line))]
+    calls = [(stage, line) for stage, line in named if stage in STAGES]
+    assert len({stage for stage, _ in calls}) == len(STAGES)
+    for stage, line in calls:
+        known = {name for flag in importlib.import_module(f"retune.commands.{stage}").FLAGS for name in flag.names}
+        asked = re.findall(r"--(\w+)", line.split("retune " + stage)[1])
+        assert [flag for flag in asked if flag not in known] == [], line
+
+
+def test_yaml_in_the_page_on_evaluation_is_valid() -> None:
+    from retune.experiment import load
+
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        load({"embedder": {"model": "m"}, "ingest": {"train": "a.jsonl"}} | yaml.safe_load(block))
 
 
 def test_the_yaml_of_the_readme_is_a_valid_config() -> None:
