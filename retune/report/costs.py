@@ -10,7 +10,8 @@ from typing import NamedTuple
 from retune.report.page import Html, Section, join, paragraph, plural, table, tag
 
 ORDER = (
-    "demo", "ingest", "split", "embed", "mine", "fit", "score", "train", "merge", "evaluate", "metrics",
+    "demo", "ingest", "split", "embed", "search", "mine", "fit", "scores", "score", "train", "merge", "evaluate",
+    "metrics",
 )  # fmt: skip
 
 
