@@ -21,7 +21,7 @@ CONFIG = {
     "embedder": {"model": "model"},
     "ingest": {"train": "data/train.jsonl", "dev_fraction": 0.1},
     "embed": {"shards": 2},
-    "mine": {"range_for_sampling": "1-20", "negative_number": 3},
+    "mine": {"range_for_sampling": "1-20", "negative_number": 3, "shards": 2},
     "train": {
         "train_group_size": 3,
         "temperature": 0.05,
@@ -31,6 +31,7 @@ CONFIG = {
     "variants": {
         "teacher": {
             "reranker": {"model": "model", "max_length": 48, "fit": {"train_group_size": 3}},
+            "score": {"shards": 2},
             "train": {"knowledge_distillation": True},
         }
     },
@@ -50,10 +51,15 @@ def snakemake(project: Path, *args: str) -> subprocess.CompletedProcess:
 
 def planned(project: Path, *args: str) -> set[str]:
     """Rules that a dry run would run."""
+    return set(counted(project, *args)) - {"all"}
+
+
+def counted(project: Path, *args: str) -> dict[str, int]:
+    """{rule: jobs} that a dry run would run."""
     done = snakemake(project, "--dry-run", *args)
     assert done.returncode == 0, done.stderr
     stats = re.search(r"job +count\n[- ]+\n(.*?)\ntotal", done.stdout + done.stderr, re.S)
-    return {line.split()[0] for line in stats[1].splitlines()} - {"all"} if stats else set()
+    return {rule: int(count) for rule, count in map(str.split, stats[1].splitlines())} if stats else {}
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +262,25 @@ def test_a_failed_training_loses_nothing_and_passes_for_nothing(project: Path) -
     assert done.returncode != 0 and "the loss is nan at step" in shown and "data/train.jsonl:" in shown
     assert (project / "results/toy/.kept/train/model/model.safetensors").read_bytes() == before
     assert "train" in planned(project)  # the kept model is not taken for the new one
+
+
+@pytest.mark.parametrize(
+    ("lost", "whole", "jobs"),
+    [
+        ("toy/embed/base/texts-01-of-02", "toy/mine/pairs", {"embed": 1, "search": 1, "mine": 1}),
+        ("toy/mine/found-00-of-02", "toy/mine/pairs", {"search": 1, "mine": 1}),
+        ("toy.teacher/score/scores-01-of-02", "toy.teacher/score/pairs", {"scores": 1, "score": 1}),
+    ],
+)
+def test_a_lost_shard_is_made_again_alone(project: Path, lost: str, whole: str, jobs: dict[str, int]) -> None:
+    files = [project / f"results/{name}.parquet" for name in (lost, whole)]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    target = str(files[1].relative_to(project))
+    assert counted(project, target) == jobs
+    assert snakemake(project, target).returncode == 0
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_a_missing_file_is_named(project: Path) -> None:
