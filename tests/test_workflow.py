@@ -279,7 +279,7 @@ def test_a_lost_shard_is_made_again_alone(project: Path, lost: str, whole: str, 
         file.unlink()
     target = str(files[1].relative_to(project))
     assert counted(project, target) == jobs
-    assert snakemake(project, target).returncode == 0
+    assert snakemake(project, "--", target).returncode == 0
     assert [file.read_bytes() for file in files] == before
 
 
