@@ -125,6 +125,10 @@ DECODERS = {
     "llama": {"num_key_value_heads": 2},
     "qwen3": {"head_dim": 16, "num_key_value_heads": 1},
 }
+MORE_DECODERS = {
+    "mistral": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16},
+    "qwen2": {"num_key_value_heads": 1},
+}
 DECODER_SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2,
     "max_position_embeddings": 512, "initializer_range": 0.3,
@@ -161,11 +165,11 @@ def byte_tokenizer(folder: str | Path, pad: str | None = "<pad>", bos: bool = Tr
 
 
 def tiny_decoder(folder: str | Path, kind: str, seed: int = 0, labels: int | None = None, **options) -> Path:
-    """A language model of four layers, one of `DECODERS`; with `labels`, a sequence classifier instead."""
+    """A language model of four layers, of `DECODERS` or `MORE_DECODERS`; with `labels`, a sequence classifier."""
     fast = byte_tokenizer(folder)
     config = AutoConfig.for_model(
         kind, vocab_size=len(fast), pad_token_id=fast.pad_token_id, bos_token_id=fast.bos_token_id,
-        eos_token_id=fast.eos_token_id, **DECODER_SIZES, **DECODERS[kind] | options,
+        eos_token_id=fast.eos_token_id, **DECODER_SIZES, **(DECODERS | MORE_DECODERS)[kind] | options,
     )  # fmt: skip
     if labels is not None:
         config.num_labels = labels

@@ -60,7 +60,7 @@ TRAIN = from_section(
 
 def _absent() -> list[Flag]:
     """A flag for each of `ABSENT` that the section `train` does not have."""
-    here = {name for flag in TRAIN for name in flag.names}
+    here = {name for flag in [*models.trained_flags(), *TRAIN] for name in flag.names}
     found = []
     for name, neutral in ABSENT.items():
         if name not in here:
@@ -154,11 +154,11 @@ def _environment(given: Given, output: Path) -> None:
 
 def _embedder(given: Given) -> EmbedderConfig:
     """The section `embedder`; a checkpoint that does not say how it pools is pooled by its first token."""
-    from retune.model.checkpoint import card, resolve
+    from retune.model.checkpoint import resolve
+    from retune.model.embedder_families import pools
 
     found = given.section("embedder", EmbedderConfig)
-    said = card(resolve(found.model, found.revision, found.sha256)).pooling
-    if found.pooling is None and said is None:
+    if not pools(resolve(found.model, found.revision, found.sha256), found.family, found.pooling):
         log.info("%s does not say how it pools: cls, see %s", found.model, given.shown("pooling"))
         return found.model_copy(update={"pooling": "cls"})
     return found

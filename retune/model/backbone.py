@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -23,18 +24,25 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*pickle.*")
 
 
-def load_backbone(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> torch.nn.Module:
-    """The encoder in `folder`.  A pooler which the checkpoint does not hold is left out.
+def load_backbone(
+    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, flash: bool = False
+) -> torch.nn.Module:
+    """The encoder or decoder in `folder`, without a head.  A pooler which the checkpoint does not hold is left out.
+
+    Args:
+        flash: whether attention is computed by the package flash-attn.
 
     Raises:
-        UserError: if weights are missing, or the architecture is not known or not an encoder.
+        UserError: if weights are missing, the architecture is not known or has both an encoder and a decoder, or
+            flash-attn is asked for and cannot be used.
     """
     from transformers import AutoModel
 
     _quiet()
+    attention = {"attn_implementation": _flash()} if flash else {}
     try:
         model, info = AutoModel.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **attention
         )
     except BROKEN as error:
         raise UserError(f"model {folder}: {str(error).strip().splitlines()[0]}") from None
@@ -49,6 +57,19 @@ def load_backbone(folder: Path, dtype: torch.dtype, trust_remote_code: bool = Fa
     if isinstance(pooler, torch.nn.Module):
         pooler.requires_grad_(False)  # no vector goes through it
     return model
+
+
+def _flash() -> str:
+    """transformers' name of flash-attn's attention.
+
+    Raises:
+        UserError: where it cannot be used, and why.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("embedder.use_flash_attn: flash-attn runs on GPUs alone, and none is here; leave it out")
+    if importlib.util.find_spec("flash_attn") is None:
+        raise UserError("embedder.use_flash_attn: flash-attn is not installed; pip install flash-attn, or leave it out")
+    return "flash_attention_2"
 
 
 def set_dropout(model: torch.nn.Module, share: float) -> None:

@@ -18,23 +18,20 @@ from torch import Tensor
 
 from retune.config import EmbedderConfig
 from retune.model import checkpoint, device, engine
-from retune.model.backbone import load_backbone, load_tokenizer
+from retune.model.backbone import load_backbone
 from retune.model.budget import TokenBudget, budget_for
+from retune.model.embedder_families import FAMILIES
 from retune.model.engine import Tokenizer, Tokens
 from retune.model.fused import Flat, FlatEncoder
 from retune.model.pooling import POOLINGS
+from retune.model.portable import make_portable
 from retune.model.prompts import Prompt
 from retune.model.shortcut import Shortcut
+from retune.model.usage import embedding_tokenizer, usage
 from retune.runtime import UserError, log
 
 PASSAGE_PROMPTS = ("document", "passage", "corpus")
 AHEAD = 1 << 20  # characters tokenised at a time, while the model computes the ones before
-
-
-def _chosen(name: str, asked, said, default):
-    if asked is not None and said is not None and asked != said:
-        log.warning("embedder.%s: %r is asked for, but the checkpoint says %r", name, asked, said)
-    return asked if asked is not None else said if said is not None else default
 
 
 class Embedder(torch.nn.Module):
@@ -51,14 +48,14 @@ class Embedder(torch.nn.Module):
         self.backbone, self.card, self.settings = backbone, card, settings
         self.tokenizer = Tokenizer(tokenizer)
         self.pad_token_id = tokenizer.pad_token_id or 0
-        said = card.prompts
-        passage = next((said[name] for name in PASSAGE_PROMPTS if said.get(name)), None)
+        said = {"query": card.prompts.get("query")}
+        said["passage"] = next((card.prompts[name] for name in PASSAGE_PROMPTS if card.prompts.get(name)), None)
         self.prompts = {
-            "query": Prompt(settings.query_instruction, settings.query_instruction_format)
-            if settings.query_instruction is not None else Prompt(said.get("query")),
-            "passage": Prompt(settings.passage_instruction, settings.passage_instruction_format)
-            if settings.passage_instruction is not None else Prompt(passage),
-        }  # fmt: skip
+            kind: Prompt(instruction, card.formats[kind], said[kind] if instruction is None else None)
+            for kind in ("query", "passage")
+            for instruction in (getattr(settings, f"{kind}_instruction"),)
+        }
+        self.family = FAMILIES[card.family]
         self.max_lengths = {
             "query": min(settings.query_max_length or 10**9, card.max_length or 512),
             "passage": min(settings.passage_max_length or 10**9, card.max_length or 512),
@@ -91,20 +88,11 @@ class Embedder(torch.nn.Module):
         if not isinstance(settings, EmbedderConfig):
             settings = EmbedderConfig(model=str(settings))
         folder = checkpoint.resolve(settings.model, settings.revision, settings.sha256)
-        card = checkpoint.card(folder)
-        pooling = _chosen("pooling", settings.pooling, card.pooling, None)
-        if pooling is None:
-            raise UserError(
-                f"model {settings.model}: it does not say how it pools; set embedder.pooling ({', '.join(POOLINGS)})"
-            )
-        card = replace(
-            card, pooling=pooling, normalize=_chosen("normalize", settings.normalize, card.normalize, True),
-            truncate_dim=_chosen("truncate_dim", settings.truncate_dim, card.truncate_dim, None),
-        )  # fmt: skip
+        card = usage(settings, folder)
         target = target or device.best_device()
         dtype = dtype or device.compute_dtype(settings.dtype, target)
-        backbone = load_backbone(folder, dtype, settings.trust_remote_code).to(target).eval()
-        return cls(backbone, load_tokenizer(folder, settings.trust_remote_code), card, settings)
+        backbone = load_backbone(folder, dtype, settings.trust_remote_code, settings.use_flash_attn)
+        return cls(backbone.to(target).eval(), embedding_tokenizer(folder, settings, card), card, settings)
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +123,9 @@ class Embedder(torch.nn.Module):
         """input_ids int64 [B, L], attention_mask [B, L] (None: no padding) → float32 [B, dim]."""
         if (flat := self.shortcut.of(self.backbone, attention_mask)) is not None:
             return self._finished(self._pooled(flat, Flat.of(input_ids, attention_mask)))
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, L, D]
+        hidden = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, **self.family.options
+        ).last_hidden_state  # [B, L, D]
         return self._finished(POOLINGS[self.card.pooling](hidden, attention_mask))
 
     def _pooled(self, flat: FlatEncoder, batch: Flat) -> Tensor:
@@ -206,7 +196,7 @@ class Embedder(torch.nn.Module):
         return self.encode_texts(texts, "passage")
 
     def save(self, folder: Path) -> None:
-        """Write weights, tokenizer, sentence-transformers modules and prompts."""
+        """Write weights, tokenizer, sentence-transformers modules and prompts, also for transformers 4."""
         self.backbone.save_pretrained(folder)
         self.tokenizer.save(folder)
         prompts = {name: text for name, text in self.card.prompts.items() if name not in PASSAGE_PROMPTS}
@@ -214,6 +204,7 @@ class Embedder(torch.nn.Module):
         longest = max(self.max_lengths.values())
         card = replace(self.card, prompts=prompts, max_length=self.card.max_length or longest)
         checkpoint.write_card(Path(folder), card, self.backbone.config.hidden_size)
+        make_portable(Path(folder), self.tokenizer.hf, self.family.causal)
 
 
 def _blocks(lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:

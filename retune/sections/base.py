@@ -64,9 +64,15 @@ TrainingArgs = Annotated[dict[str, Any], BeforeValidator(_numbers)]
 
 
 def _two_places(value: str) -> str:
+    value = with_newlines(value)
     if value.count("{}") != 2:
         raise ValueError("expected two places written {}: one for the instruction, one for the text")
     return value
+
+
+def with_newlines(value: str) -> str:
+    r"""`\n` written as two characters, as a shell or a quoted YAML string has it, is a line break."""
+    return value.replace("\\n", "\n")
 
 
 Template = Annotated[str, AfterValidator(_two_places)]

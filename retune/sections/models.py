@@ -16,7 +16,7 @@ class EmbedderConfig(Section):
     """Branch, tag or commit of a hub id."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Checksum that the model's `model.safetensors` must have."""
-    family: Literal["encoder"] | None = None
+    family: Literal["encoder", "decoder"] | None = None
     """Kind of model; read from the checkpoint where not given."""
     pooling: Literal["cls", "mean", "last_token"] | None = None
     """How token vectors become one vector; read from the checkpoint where not given."""
@@ -24,12 +24,13 @@ class EmbedderConfig(Section):
     """Scale vectors to length 1; read from the checkpoint where not given."""
     query_instruction: str | None = None
     """Instruction of queries; read from the checkpoint's prompts where not given."""
-    query_instruction_format: Template = "{}{}"
-    """Where the instruction (first) and the query (second) go."""
+    query_instruction_format: Template | None = None
+    """Where the instruction (first) and the query (second) go; `\\n` is a line break. Where not given, as the
+    checkpoint has it, else `{}{}`."""
     passage_instruction: str | None = None
     """Instruction of passages, likewise."""
-    passage_instruction_format: Template = "{}{}"
-    """Where the instruction (first) and the passage (second) go."""
+    passage_instruction_format: Template | None = None
+    """Where the instruction (first) and the passage (second) go, likewise."""
     query_max_length: Annotated[int, Field(ge=3)] | None = None
     """Tokens, special ones included; the checkpoint's own limit where not given."""
     passage_max_length: Annotated[int, Field(ge=3)] | None = None
@@ -38,6 +39,8 @@ class EmbedderConfig(Section):
     """Keep the first so many dimensions of each vector (Matryoshka), then normalise."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 where the hardware has it, float32 elsewhere."""
+    use_flash_attn: bool = False
+    """Compute attention by the package flash-attn: on GPUs and in 16 bits alone."""
     trust_remote_code: bool = False
     """Run modelling code that comes with the checkpoint. Off unless you trust its authors."""
 

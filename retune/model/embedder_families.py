@@ -1,0 +1,62 @@
+"""The families of embedders: for each what holds where neither the config nor the checkpoint says otherwise.
+
+| family | backbone | pooling | known by |
+|---|---|---|---|
+| encoder | sees the whole text | the checkpoint must say | bge-*-v1.5, e5, gte, all-MiniLM, ModernBERT |
+| decoder | sees what is before a token | last token | bge-multilingual-gemma2, e5-mistral, Qwen3-Embedding |
+
+A language model that was never made an embedder says nothing of pooling; its texts are ended with the
+end-of-text token, at which the last token's vector is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retune.model.checkpoint import card, read_json
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row of the table: `pooling` and `instruction_format` where nothing else says; `causal` whether the backbone
+    is a language model; `options` of the backbone's forward.
+    """
+
+    pooling: str | None = None
+    instruction_format: str = "{}{}"
+    causal: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+NO_CACHE = {"use_cache": False}  # keys and values of earlier tokens are for generating
+FAMILIES: dict[str, Family] = {
+    "encoder": Family(),
+    "decoder": Family("last_token", causal=True, options=NO_CACHE),
+}
+
+
+def detected(folder: Path) -> str:
+    """The family that a checkpoint's config.json tells: language models are decoders, all others encoders."""
+    config = read_json(folder / "config.json")
+    return "decoder" if _is_causal(config) else "encoder"
+
+
+def pools(folder: Path, family: str | None, pooling: str | None) -> bool:
+    """Whether it is said anywhere, in the config (`family`, `pooling`) or the checkpoint, how it pools."""
+    said = card(folder)
+    if pooling or said.pooling:
+        return True
+    return FAMILIES[family or said.family or detected(folder)].pooling is not None
+
+
+def _is_causal(config: Mapping[str, Any]) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    kind = config.get("model_type")
+    if kind in CAUSAL or kind in MASKED:  # BERT and its kin are in both
+        return kind not in MASKED
+    return any(name.endswith("ForCausalLM") for name in config.get("architectures") or ())
