@@ -22,12 +22,12 @@ from retune.sections.data import (
     SplitConfig,
 )
 from retune.sections.evaluation import BenchmarkConfig, EvaluateConfig, ReportConfig
-from retune.sections.models import EmbedderConfig, FitConfig, RerankerConfig
+from retune.sections.models import EmbedderConfig, ExampleConfig, FitConfig, RerankerConfig
 from retune.sections.training import MergeConfig, TrainConfig
 
 __all__ = [
     "NAME", "BenchmarkConfig", "Config", "DatasetConfig", "DemoConfig", "EmbedConfig", "EmbedderConfig",
-    "EvaluateConfig", "FitConfig", "IngestConfig", "MergeConfig", "MineConfig", "Name", "ReportConfig",
+    "EvaluateConfig", "ExampleConfig", "FitConfig", "IngestConfig", "MergeConfig", "MineConfig", "Name", "ReportConfig",
     "RerankerConfig", "ScoreConfig", "Section", "SplitConfig", "TrainConfig", "bounds",
 ]  # fmt: skip
 

@@ -47,7 +47,8 @@ def content_key(settings: dict[str, Any], files: list[str | Path | None], model:
         module: path of the stage's module; an edit of what it reaches makes another job.
     """
     digest = hashlib.sha256(json.dumps([settings, fingerprint(module)], sort_keys=True).encode())
-    for path in [*files, *sorted(model.glob("*.safetensors")), *sorted(model.glob("*.bin"))]:
+    weights = [path for kind in ("*.safetensors", "*.bin", "*_linear.pt") for path in sorted(model.glob(kind))]
+    for path in [*files, *weights]:
         if path is not None:
             with Path(path).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())

@@ -77,6 +77,11 @@ class Plan:
     def models(self, run: str) -> list[str]:
         return list(self.runs[run].evaluate.models) if self.runs[run].evaluate else []
 
+    def judged(self, run: str) -> list[str]:
+        """Names of what is measured: a model, by a head that is not dense `<model>-<head>`."""
+        heads = self.runs[run].evaluate.heads if self.runs[run].evaluate else []
+        return [model if head == "dense" else f"{model}-{head}" for model in self.models(run) for head in heads]
+
     def benchmarks(self, run: str) -> list[str]:
         return list(self.runs[run].evaluate.benchmarks) if self.runs[run].evaluate else []
 
@@ -139,7 +144,8 @@ class Plan:
                 other = "passage_" if part == "queries" else "query_"
                 embedder = self.embedder(node.run, label)
                 kept = {key: value for key, value in embedder.items() if not key.startswith(other)}
-                return {"settings": dump(config.embed), "embedder": kept}
+                heads = {} if node.labels[1] == TRAIN else {"heads": config.evaluate.stored_heads()}
+                return {"settings": dump(config.embed) | heads, "embedder": kept}
             case "mine", _:
                 used = {"embedder": None} | ({} if config.mining_teacher else {"max_score_of_teacher": None})
                 return {"settings": dump(config.mine) | used, "reranker": dump(config.mining_teacher), "seed": seed}
@@ -170,10 +176,12 @@ class Plan:
                     "settings": dump(config.merge) | {"models": [model for model, _ in self.merge_models(node.run)]},
                     "revision": config.embedder.revision,
                 }
-            case "evaluate", _:
-                return {"k": config.evaluate.k}
+            case "evaluate", (_, label):
+                head = label.partition("-")[2] or "dense"
+                weights = config.evaluate.head_weights.model_dump() if head == "hybrid" else None
+                return {"k": config.evaluate.k, "head": head, "weights": weights}
             case "metrics", _:
-                return {"cutoffs": config.evaluate.cutoffs, "models": config.evaluate.models, "seed": seed}
+                return {"cutoffs": config.evaluate.cutoffs, "models": self.judged(node.run), "seed": seed}
             case "report", _:
                 return {"settings": dump(config.report), "run": node.run}
         raise KeyError(node.rule)
@@ -210,10 +218,11 @@ class Plan:
             case "merge", _:
                 return [made for _, made in self.merge_models(run) if made]
             case "evaluate", (benchmark, label):
-                parts = [Node(run, "embed", (label, benchmark, part)) for part in self.parts(run)]
+                model = label.partition("-")[0]
+                parts = [Node(run, "embed", (model, benchmark, part)) for part in self.parts(run)]
                 return [Node(run, "benchmark", (benchmark,)), *parts]
             case "metrics", _:
-                runs = [Node(run, "evaluate", (b, m)) for b in self.benchmarks(run) for m in self.models(run)]
+                runs = [Node(run, "evaluate", (b, m)) for b in self.benchmarks(run) for m in self.judged(run)]
                 return [*(Node(run, "benchmark", (b,)) for b in self.benchmarks(run)), *runs]
             case "report", _:
                 return self.reported(run)
@@ -275,7 +284,7 @@ class Plan:
                 known = ["base", *self.models(node.run), *(["miner"] if config.mine and config.mine.embedder else [])]
                 return label in known and collection in collections and part in self.parts(node.run)
             case "evaluate", (name, label):
-                return name in collections and label in self.models(node.run)
+                return name in collections and label in self.judged(node.run)
             case "metrics", _:
                 return bool(self.benchmarks(node.run))
             case "scores", _:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from retune import tables
 from retune.commands import models, vectors
@@ -43,7 +44,7 @@ FLAGS = [
          shown="query where the first row has `query` and no `text`, else passage"),
     WORK_DIR,
     *models.embedder_flags(),
-    *vectors.embed_flags(),
+    *vectors.embed_flags(heads=True),
     *models.hardware_flags(),
 ]  # fmt: skip
 
@@ -55,6 +56,8 @@ def run(given: Given) -> None:
         UserError: for a mistake in flags or rows; an earlier output is left as it was.
     """
     output = output_file(given, "output_file", FORMS)
+    if output.suffix == ".npy" and set(given["heads"] or []) - {"dense"}:
+        raise given.mistake("heads", "an array holds vectors alone; expected an --output_file that ends in .parquet")
     files = input_files(given, "input_file", output)
     devices = models.prepare(given)
     embedder = models.embedder(given)
@@ -142,6 +145,9 @@ def _write(shards: Sequence[Path], output: Path) -> tuple[tuple[int, int], str]:
     blocks = (block for path in shards for block in stored(path))
     first = next(blocks)
     shape, dtype = (rows, first.shape[1]), str(first.dtype)
+    if len(pq.read_schema(shards[0])) > 2:
+        _all_columns(shards, output)
+        return shape, dtype
     with WRITERS[output.suffix](output, shape, dtype, shards[0]) as put:
         at = 0
         for block in itertools.chain([first], blocks):
@@ -156,6 +162,17 @@ def _array(output: Path, shape: tuple[int, int], dtype: str, shard: Path) -> Ite
         array = np.lib.format.open_memmap(part, "w+", dtype, shape)
         yield lambda at, block: array.__setitem__(slice(at, at + len(block)), block)
         array.flush()
+
+
+def _all_columns(shards: Sequence[Path], output: Path) -> None:
+    """Put shards with the columns of several heads together."""
+    with pq.ParquetFile(shards[0]) as first:
+        schema = first.schema_arrow.remove_metadata()
+    with tables.writer(output, schema, tables.metadata(shards[0])) as writer:
+        for path in shards:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(1024):
+                    writer.write(batch)
 
 
 @contextmanager

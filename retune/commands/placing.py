@@ -18,7 +18,8 @@ LAST = "config.json"
 STALE = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_*", "tokenizer.json", "tokenizer.model",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.txt",
-    "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "modules.json", LAST,
+    "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "modules.json",
+    "retune.json", "sparse_linear.pt", "colbert_linear.pt", LAST,
 )  # fmt: skip
 
 

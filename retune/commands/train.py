@@ -50,11 +50,12 @@ TRAIN = from_section(
     "train", TrainConfig, TRAINING,
     {
         "sub_batch_size": {"convert": _positive_or_none},
+        "colbert_dim": {"convert": int},
         "nproc_per_node": {
             "help": "Processes that this command starts; torchrun starts its own.",
         },
     },
-    leave=("args",),
+    leave=("args", "head_weights"),
 )  # fmt: skip
 
 
@@ -158,7 +159,8 @@ def _embedder(given: Given) -> EmbedderConfig:
     from retune.model.embedder_families import pools
 
     found = given.section("embedder", EmbedderConfig)
-    if not pools(resolve(found.model, found.revision, found.sha256), found.family, found.pooling):
+    folder = resolve(found.model, found.revision, found.sha256)
+    if not pools(found.model, folder, found.family, found.pooling):
         log.info("%s does not say how it pools: cls, see %s", found.model, given.shown("pooling"))
         return found.model_copy(update={"pooling": "cls"})
     return found

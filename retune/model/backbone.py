@@ -25,12 +25,13 @@ def _quiet() -> None:
 
 
 def load_backbone(
-    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, flash: bool = False
+    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, flash: bool = False, both_ways: bool = False
 ) -> torch.nn.Module:
     """The encoder or decoder in `folder`, without a head.  A pooler which the checkpoint does not hold is left out.
 
     Args:
         flash: whether attention is computed by the package flash-attn.
+        both_ways: whether a language model's tokens see the whole text, as those of an encoder.
 
     Raises:
         UserError: if weights are missing, the architecture is not known or has both an encoder and a decoder, or
@@ -53,6 +54,12 @@ def load_backbone(
         model.pooler = None
     elif missing:
         raise UserError(f"model {folder}: {len(missing)} weights are missing, such as {missing[0]}")
+    if both_ways:
+        model.config.is_causal = False
+    if getattr(model.config, "is_causal", True) is False:
+        for module in model.modules():  # an attention layer without a mask asks itself
+            if isinstance(getattr(module, "is_causal", None), bool):
+                module.is_causal = False
     pooler = getattr(model, "pooler", None)
     if isinstance(pooler, torch.nn.Module):
         pooler.requires_grad_(False)  # no vector goes through it

@@ -110,6 +110,8 @@ class Card:
     """A key of `embedder_families.FAMILIES`."""
     formats: dict[str, str] = field(default_factory=dict)
     """{"query" or "passage": where an instruction and a text go}."""
+    suffix: str | None = None
+    """What stands after every query of an in-context model."""
 
 
 OWN = "retune.json"  # what sentence-transformers has no place for
@@ -143,7 +145,7 @@ def card(folder: Path) -> Card:
     lowercase, own = bool(sentence.get("do_lower_case")), read_json(folder / OWN)
     return Card(
         pooling, normalize, min(known, default=None), lowercase, prompts, truncate_dim, own.get("family"),
-        own.get("formats") or {},
+        own.get("formats") or {}, own.get("suffix"),
     )  # fmt: skip
 
 
@@ -228,7 +230,7 @@ def write_card(folder: Path, card: Card, dim: int) -> None:
         **({"truncate_dim": card.truncate_dim} if card.truncate_dim else {}),
     }
     _dump(folder / "config_sentence_transformers.json", info)
-    _dump(folder / OWN, {"family": card.family, "formats": card.formats})
+    _dump(folder / OWN, {"family": card.family, "formats": card.formats, "suffix": card.suffix})
 
 
 def _dump(file: Path, value: Any) -> None:

@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 
 from retune.config import EmbedderConfig
-from retune.model import checkpoint, device, engine
+from retune.model import checkpoint, device, engine, heads, multihead
 from retune.model.backbone import load_backbone
 from retune.model.budget import TokenBudget, budget_for
 from retune.model.embedder_families import FAMILIES
 from retune.model.engine import Tokenizer, Tokens
 from retune.model.fused import Flat, FlatEncoder
+from retune.model.incontext import SLACK, Context, cut, rendered
+from retune.model.multihead import HEADS
 from retune.model.pooling import POOLINGS
 from retune.model.portable import make_portable
 from retune.model.prompts import Prompt
 from retune.model.shortcut import Shortcut
-from retune.model.usage import embedding_tokenizer, usage
+from retune.model.usage import embedding_tokenizer, looks_both_ways, usage
 from retune.runtime import UserError, log
 
 PASSAGE_PROMPTS = ("document", "passage", "corpus")
@@ -40,6 +42,8 @@ class Embedder(torch.nn.Module):
     Attributes:
         backbone: the transformer. card: how the checkpoint is used, with the config's choices applied.
         prompts: {"query": Prompt, "passage": Prompt}. max_lengths: tokens, by the same keys.
+        context: what stands around every query of an in-context model; None for others.
+        heads: those of an M3 model beside the dense one, where it has them.
         shortcut: the backbone's faster form, where it has one.
     """
 
@@ -56,6 +60,12 @@ class Embedder(torch.nn.Module):
             for instruction in (getattr(settings, f"{kind}_instruction"),)
         }
         self.family = FAMILIES[card.family]
+        self.context: Context | None = None
+        if card.suffix is not None:
+            template = settings.examples_instruction_format
+            self.context = Context(card.suffix, rendered(settings.examples, template, settings.query_instruction))
+        elif settings.examples:
+            raise UserError(f"embedder.examples: {settings.model} is no in-context model; set embedder.family: icl")
         self.max_lengths = {
             "query": min(settings.query_max_length or 10**9, card.max_length or 512),
             "passage": min(settings.passage_max_length or 10**9, card.max_length or 512),
@@ -69,6 +79,7 @@ class Embedder(torch.nn.Module):
                 f"embedder.truncate_dim: {card.truncate_dim} is more than the {backbone.config.hidden_size} dimensions "
                 f"of {settings.model}"
             )
+        self.heads: heads.Heads | None = None
         self._budget: TokenBudget | None = None
         self.shortcut = Shortcut()
 
@@ -91,8 +102,31 @@ class Embedder(torch.nn.Module):
         card = usage(settings, folder)
         target = target or device.best_device()
         dtype = dtype or device.compute_dtype(settings.dtype, target)
-        backbone = load_backbone(folder, dtype, settings.trust_remote_code, settings.use_flash_attn)
-        return cls(backbone.to(target).eval(), embedding_tokenizer(folder, settings, card), card, settings)
+        backbone = load_backbone(
+            folder, dtype, settings.trust_remote_code, settings.use_flash_attn, looks_both_ways(settings)
+        )
+        found = cls(backbone.to(target).eval(), embedding_tokenizer(folder, settings, card), card, settings)
+        if card.family == "m3":
+            own = heads.load(folder, backbone.config.hidden_size, heads.special_ids(found.tokenizer.hf))
+            found.heads = own and own.to(target, dtype)
+        return found
+
+    @classmethod
+    def start(cls, settings: EmbedderConfig, target: torch.device, seed: int, colbert_dim: int | None) -> Embedder:
+        """An M3 embedder to be trained, in float32: with the checkpoint's heads, or with new ones drawn with `seed`.
+
+        Raises:
+            UserError: for a checkpoint of another family, or whose heads are of another width than `colbert_dim`.
+        """
+        found = cls.load(settings, torch.float32, target)
+        if found.card.family != "m3":
+            raise UserError(f"train.unified_finetuning: {settings.model} has one head; set embedder.family: m3")
+        if found.heads is None:
+            special = heads.special_ids(found.tokenizer.hf)
+            found.heads = heads.fresh(found.backbone.config.hidden_size, colbert_dim, special, seed).to(target)
+        elif colbert_dim not in (None, found.heads.colbert_dim):
+            raise UserError(f"train.colbert_dim: {settings.model} has a head of {found.heads.colbert_dim} dimensions")
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -114,10 +148,32 @@ class Embedder(torch.nn.Module):
             kind: "query" or "passage".
             instructions: a text's own instruction, which comes before the common one.
         """
+        limit = self.max_lengths[kind]
+        if kind == "query" and self.context is not None and self.context.examples:
+            limit += int(self.tokenizer([self.context.examples], None).lengths[0]) + SLACK
+        return self.tokenizer(self.read(texts, kind, instructions), limit)
+
+    def read(self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None) -> list[str]:
+        """The texts as the tokenizer gets them, with prompts and all that stands around a query.
+
+        Arguments are those of `tokenize`.
+        """
         texts = self.prompts[kind].apply(texts, instructions)
-        if self.card.lowercase:
-            texts = [text.lower() for text in texts]
-        return self.tokenizer(texts, self.max_lengths[kind])
+        if kind == "query" and self.context is not None:
+            kept = cut(self.tokenizer, texts, self.room())
+            texts = [f"{self.context.examples}{text}{self.context.suffix}" for text in kept]
+        return [text.lower() for text in texts] if self.card.lowercase else texts
+
+    def tokenize_within(self, texts: Sequence[str], prefixes: Sequence[str]) -> Tokens:
+        """Ids of queries, instructions included, each after examples of its own; prefix and query together are cut."""
+        whole = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
+        whole = [text + self.context.suffix for text in cut(self.tokenizer, whole, self.room())]
+        return self.tokenizer(whole, self.max_lengths["query"])
+
+    def room(self, length: int = 0, kept: int = 0) -> int:
+        """Tokens that a query's length leaves beside its suffix, special tokens and `length`, of which `kept` count."""
+        around = self.tokenizer([self.context.suffix], None).lengths[0]
+        return int(self.max_lengths["query"] - around - min(length, kept))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids int64 [B, L], attention_mask [B, L] (None: no padding) → float32 [B, dim]."""
@@ -128,12 +184,44 @@ class Embedder(torch.nn.Module):
         ).last_hidden_state  # [B, L, D]
         return self._finished(POOLINGS[self.card.pooling](hidden, attention_mask))
 
+    def represent(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, heads: Sequence[str] = HEADS
+    ) -> dict[str, Tensor]:
+        """What the heads make of a batch, its tokens flat, one text after the other.
+
+        Returns:
+            dense float32 [B, dim], lengths int64 [B], ids int64 [T], sparse float32 [T], colbert float32 [T - B, C].
+        """
+        if (flat := self.shortcut.of(self.backbone, attention_mask)) is not None:
+            batch = Flat.of(input_ids, attention_mask)
+            states = flat(batch)  # [T, D]
+            pooled = self._pooled_states(states, batch)
+        else:
+            hidden = self.backbone(
+                input_ids=input_ids, attention_mask=attention_mask, **self.family.options
+            ).last_hidden_state  # [B, L, D]
+            pooled = POOLINGS[self.card.pooling](hidden, attention_mask)
+            states = hidden.flatten(0, 1) if attention_mask is None else hidden[attention_mask.bool()]  # [T, D]
+        every = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        ids, lengths = input_ids[every.bool()], every.sum(1)  # [T], [B]
+        found = {"dense": self._finished(pooled), "lengths": lengths, "ids": ids}
+        if "sparse" in heads:
+            found["sparse"] = self.heads.sparse(states, ids)
+        if "colbert" in heads:
+            later = torch.ones_like(ids, dtype=torch.bool)
+            later[lengths.cumsum(0) - lengths] = False
+            found["colbert"] = self.heads.colbert(states[later], self.card.normalize)
+        return found
+
     def _pooled(self, flat: FlatEncoder, batch: Flat) -> Tensor:
         """Pooled float32 [B, D], by the backbone's faster form."""
         if self.card.pooling == "cls":
             return flat(batch, first=True).float()
-        hidden = flat(batch)  # [T, D]
-        parts = [hidden[at : at + texts * length].view(texts, length, -1) for at, texts, length in batch.groups]
+        return self._pooled_states(flat(batch), batch)
+
+    def _pooled_states(self, states: Tensor, batch: Flat) -> Tensor:
+        """Pooled float32 [B, D], of the states [T, D] of flat tokens."""
+        parts = [states[at : at + texts * length].view(texts, length, -1) for at, texts, length in batch.groups]
         return torch.cat([POOLINGS[self.card.pooling](part, None) for part in parts])
 
     def _finished(self, pooled: Tensor) -> Tensor:
@@ -141,15 +229,20 @@ class Embedder(torch.nn.Module):
         pooled = pooled[:, : self.dim]
         return torch.nn.functional.normalize(pooled, dim=-1) if self.card.normalize else pooled
 
+    def budget(self, max_tokens: int | None) -> TokenBudget | int:
+        """Padded tokens of a batch: as given, else what was found for the device so far."""
+        if max_tokens is not None:
+            return max_tokens
+        self._budget = self._budget or budget_for(self.device, self.dtype)
+        return self._budget
+
     def encode(self, tokens: Tokens, max_tokens: int | None = None, bar=None) -> np.ndarray:
         """Vectors of tokenised texts, float32 [n, dim], in their order.
 
         Args:
             max_tokens: padded tokens of a batch; found for the device where not given.
         """
-        if max_tokens is None and self._budget is None:
-            self._budget = budget_for(self.device, self.dtype)
-        budget = self._budget if max_tokens is None else max_tokens
+        budget = self.budget(max_tokens)
         with self.shortcut.settled(self.backbone):
             out = engine.run(
                 self, tokens, pad_id=self.pad_token_id, max_tokens=budget,
@@ -187,6 +280,17 @@ class Embedder(torch.nn.Module):
                 out[rows] = self.encode(tokens, max_tokens, bar)
         return out
 
+    def encode_heads(
+        self, texts: Sequence[str], kind: str, heads: Sequence[str] = HEADS,
+        instructions: Sequence[str | None] | None = None, max_tokens: int | None = None, bar=None,
+    ) -> multihead.Encoded:  # fmt: skip
+        """What an M3 model's heads make of texts, in their order; arguments as for `encode_texts`.
+
+        Raises:
+            UserError: for heads that the model does not have.
+        """
+        return multihead.encode(self, self.tokenize(texts, kind, instructions), heads, max_tokens, bar)
+
     def encode_queries(self, texts: Sequence[str], instructions: Sequence[str | None] | None = None) -> np.ndarray:
         """Vectors of queries, float32 [n, dim]."""
         return self.encode_texts(texts, "query", instructions)
@@ -204,6 +308,8 @@ class Embedder(torch.nn.Module):
         longest = max(self.max_lengths.values())
         card = replace(self.card, prompts=prompts, max_length=self.card.max_length or longest)
         checkpoint.write_card(Path(folder), card, self.backbone.config.hidden_size)
+        if self.heads is not None:
+            heads.write(Path(folder), self.heads.state_dict())
         make_portable(Path(folder), self.tokenizer.hf, self.family.causal)
 
 

@@ -3,7 +3,9 @@
 | family | backbone | pooling | known by |
 |---|---|---|---|
 | encoder | sees the whole text | the checkpoint must say | bge-*-v1.5, e5, gte, all-MiniLM, ModernBERT |
+| m3 | sees the whole text; heads dense, sparse and colbert | first token | bge-m3; its two heads |
 | decoder | sees what is before a token | last token | bge-multilingual-gemma2, e5-mistral, Qwen3-Embedding |
+| icl | a decoder that reads solved examples before a query | last token | bge-en-icl |
 
 A language model that was never made an embedder says nothing of pooling; its texts are ended with the
 end-of-text token, at which the last token's vector is read.
@@ -16,40 +18,53 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retune.model import heads
 from retune.model.checkpoint import card, read_json
+from retune.model.known import known
 
 
 @dataclass(frozen=True)
 class Family:
     """A row of the table: `pooling` and `instruction_format` where nothing else says; `causal` whether the backbone
-    is a language model; `options` of the backbone's forward.
+    is a language model; `options` of the backbone's forward; `suffix` after every query, of an in-context model.
     """
 
     pooling: str | None = None
     instruction_format: str = "{}{}"
     causal: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    suffix: str | None = None
 
 
 NO_CACHE = {"use_cache": False}  # keys and values of earlier tokens are for generating
 FAMILIES: dict[str, Family] = {
     "encoder": Family(),
+    "m3": Family("cls"),
     "decoder": Family("last_token", causal=True, options=NO_CACHE),
+    "icl": Family("last_token", "<instruct>{}\n<query>{}", True, NO_CACHE, "\n<response>"),
 }
 
 
 def detected(folder: Path) -> str:
-    """The family that a checkpoint's config.json tells: language models are decoders, all others encoders."""
+    """The family that a checkpoint's files tell: M3 by its heads, language models are decoders, others encoders."""
+    if heads.there(folder):
+        return "m3"
     config = read_json(folder / "config.json")
     return "decoder" if _is_causal(config) else "encoder"
 
 
-def pools(folder: Path, family: str | None, pooling: str | None) -> bool:
-    """Whether it is said anywhere, in the config (`family`, `pooling`) or the checkpoint, how it pools."""
-    said = card(folder)
-    if pooling or said.pooling:
+def family_of(model: str, folder: Path) -> str:
+    """The family of a checkpoint that does not say it: by its name where that is known, else by its files."""
+    row = known(model)
+    return row.family if row else detected(folder)
+
+
+def pools(model: str, folder: Path, family: str | None, pooling: str | None) -> bool:
+    """Whether it is said anywhere, in the config (`family`, `pooling`) or of the checkpoint, how it pools."""
+    said, row = card(folder), known(model)
+    if pooling or said.pooling or (row and row.pooling):
         return True
-    return FAMILIES[family or said.family or detected(folder)].pooling is not None
+    return FAMILIES[family or said.family or family_of(model, folder)].pooling is not None
 
 
 def _is_causal(config: Mapping[str, Any]) -> bool:

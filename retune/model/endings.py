@@ -22,6 +22,12 @@ def adds(hf) -> tuple[bool, bool]:
     return bool(ids) and ids[0] == hf.bos_token_id, bool(ids) and ids[-1] == hf.eos_token_id
 
 
+def ended(hf) -> bool:
+    """Whether a tokenizer puts any token of its own after a text; Qwen's has another end than the one it names."""
+    whole, text = hf(PROBE)["input_ids"], hf(PROBE, add_special_tokens=False)["input_ids"]
+    return bool(whole) and (not text or whole[-1] != text[-1])
+
+
 def asked_for(folder: Path) -> bool:
     """Whether the checkpoint's tokenizer_config.json asks for the end-of-text token."""
     return bool(read_json(folder / "tokenizer_config.json").get("add_eos_token"))
@@ -33,9 +39,9 @@ def end_texts(hf) -> None:
     Raises:
         UserError: if it has no such token, or is no fast tokenizer, or puts other tokens around a text.
     """
-    begins, ends = adds(hf)
-    if ends:
+    if ended(hf):
         return
+    begins, _ = adds(hf)
     fast, name = getattr(hf, "backend_tokenizer", None), getattr(hf, "name_or_path", "")
     if hf.eos_token_id is None:
         raise UserError(f"model {name}: its tokenizer has no end-of-text token")

@@ -16,7 +16,7 @@ from retune.model.checkpoint import read_json
 GENERIC, OLDER_GENERIC = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 
-def make_portable(folder: Path, hf, causal: bool) -> None:
+def make_portable(folder: Path, hf=None, causal: bool = False) -> None:
     """Complete a checkpoint's config.json and tokenizer_config.json.
 
     Args:

@@ -1,6 +1,7 @@
-"""How an embedding checkpoint is used: what the config asks for, else what the checkpoint says, else its family.
+"""How an embedding checkpoint is used: what the config asks for, else what the checkpoint says, else what is known of
+it by name, else its family's way.
 
-A contradiction between the config and the checkpoint is a warning.  Loads no weights.
+A contradiction is a warning.  Loads no weights.
 """
 
 from __future__ import annotations
@@ -13,29 +14,35 @@ from retune.config import EmbedderConfig
 from retune.model import checkpoint, endings
 from retune.model.backbone import load_tokenizer
 from retune.model.checkpoint import Card
-from retune.model.embedder_families import FAMILIES, detected
+from retune.model.embedder_families import FAMILIES, family_of
+from retune.model.known import Known, known
 from retune.model.pooling import POOLINGS
 from retune.runtime import UserError, log
 
 
 def usage(settings: EmbedderConfig, folder: Path) -> Card:
-    """The card of the checkpoint in `folder` with nothing but lengths and prompts left open.
+    """The card of the checkpoint in `folder` with nothing but lengths left open.
 
     Raises:
-        UserError: if neither the config nor the checkpoint nor its family says how token vectors become one.
+        UserError: if it is said nowhere how token vectors become one.
     """
-    card = checkpoint.card(folder)
-    family = _chosen("family", settings.family, card.family, detected(folder))
-    pooling = _chosen("pooling", settings.pooling, card.pooling, FAMILIES[family].pooling)
+    card, row = checkpoint.card(folder), known(settings.model) or Known(normalize=None)
+    _compare(settings.model, card, row)
+    family = _chosen("family", settings.family, card.family, family_of(settings.model, folder))
+    pooling = _chosen("pooling", settings.pooling, card.pooling, row.pooling, FAMILIES[family].pooling)
     if pooling is None:
         raise UserError(
             f"model {settings.model}: it does not say how it pools; set embedder.pooling ({', '.join(POOLINGS)})"
         )
+    prompts = {"query": row.query, "document": row.passage}
     return replace(
         card, family=family, pooling=pooling,
-        normalize=_chosen("normalize", settings.normalize, card.normalize, True),
-        truncate_dim=_chosen("truncate_dim", settings.truncate_dim, card.truncate_dim, None),
-        formats={kind: _format(settings, card, family, kind) for kind in ("query", "passage")},
+        normalize=_chosen("normalize", settings.normalize, card.normalize, row.normalize, True),
+        truncate_dim=_chosen("truncate_dim", settings.truncate_dim, card.truncate_dim),
+        prompts=card.prompts or {name: text for name, text in prompts.items() if text},
+        max_length=card.max_length or row.max_length,
+        formats={kind: _format(settings, card, row, family, kind) for kind in ("query", "passage")},
+        suffix=_suffix(settings, card, family),
     )  # fmt: skip
 
 
@@ -52,13 +59,34 @@ def embedding_tokenizer(folder: Path, settings: EmbedderConfig, card: Card) -> A
     return tokenizer
 
 
-def _format(settings: EmbedderConfig, card: Card, family: str, kind: str) -> str:
+def looks_both_ways(settings: EmbedderConfig) -> bool:
+    """Whether the backbone must be told that its tokens see the whole text; a checkpoint's own code knows it."""
+    row = known(settings.model)
+    return row is not None and row.looks_both_ways and not settings.trust_remote_code
+
+
+def _compare(model: str, card: Card, row: Known) -> None:
+    for name in ("pooling", "normalize", "family"):
+        said, expected = getattr(card, name), getattr(row, name)
+        if row != Known(normalize=None) and None not in (said, expected) and said != expected:
+            log.warning("model %s: it says %s %r, but is known for %r; its own word holds", model, name, said, expected)
+
+
+def _format(settings: EmbedderConfig, card: Card, row: Known, family: str, kind: str) -> str:
     asked = getattr(settings, f"{kind}_instruction_format")
-    own = FAMILIES[family].instruction_format if kind == "query" else "{}{}"
+    own = (row.query_format or FAMILIES[family].instruction_format) if kind == "query" else "{}{}"
     return asked or card.formats.get(kind) or own
 
 
-def _chosen(name: str, asked: Any, said: Any, default: Any) -> Any:
+def _suffix(settings: EmbedderConfig, card: Card, family: str) -> str | None:
+    if FAMILIES[family].suffix is None:
+        return None
+    return _chosen("icl_suffix_str", settings.icl_suffix_str, card.suffix, FAMILIES[family].suffix)
+
+
+def _chosen(name: str, asked: Any, said: Any, *otherwise: Any) -> Any:
+    """The first of them that is not None; a warning where what is asked for is not what is said."""
+    said = next((value for value in (said, *otherwise[:-1]) if value is not None), None)
     if asked is not None and said is not None and asked != said:
         log.warning("embedder.%s: %r is asked for, but the checkpoint says %r", name, asked, said)
-    return asked if asked is not None else said if said is not None else default
+    return next((value for value in (asked, said, *otherwise[-1:]) if value is not None), None)

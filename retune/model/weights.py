@@ -65,6 +65,11 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     raise UserError(f"model {folder}: no {SINGLE}, {SHARDED} or {PICKLED}{adapter}")
 
 
+def of_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file by name, safetensors or pickled; see `tensors`."""
+    return _header(path) if path.suffix == ".safetensors" else _pickled(path)
+
+
 def _shards(folder: Path, index: str, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     placed = read_json(folder / index).get("weight_map", {})
     files = {name: read(folder / name) for name in dict.fromkeys(placed.values())}

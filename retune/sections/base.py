@@ -75,4 +75,13 @@ def with_newlines(value: str) -> str:
     return value.replace("\\n", "\n")
 
 
+def _three_places(value: str) -> str:
+    value = with_newlines(value)
+    if value.count("{}") != 3:
+        raise ValueError("expected three places written {}: for the instruction, the query and the response")
+    return value
+
+
 Template = Annotated[str, AfterValidator(_two_places)]
+ExampleTemplate = Annotated[str, AfterValidator(_three_places)]
+WithBreaks = Annotated[str, AfterValidator(with_newlines)]  # text in which `\\n` is a line break

@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from retune.sections.base import Section, Template, TrainingArgs, as_layers, as_list
+from retune.sections.base import ExampleTemplate, Section, Template, TrainingArgs, WithBreaks, as_layers, as_list
+
+
+class ExampleConfig(Section):
+    """A solved example for an in-context model."""
+
+    instruct: str | None = None
+    """Its instruction; that of the queries where not given."""
+    query: str
+    """Its query."""
+    response: str
+    """What answers it."""
 
 
 class EmbedderConfig(Section):
@@ -16,7 +27,7 @@ class EmbedderConfig(Section):
     """Branch, tag or commit of a hub id."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Checksum that the model's `model.safetensors` must have."""
-    family: Literal["encoder", "decoder"] | None = None
+    family: Literal["encoder", "m3", "decoder", "icl"] | None = None
     """Kind of model; read from the checkpoint where not given."""
     pooling: Literal["cls", "mean", "last_token"] | None = None
     """How token vectors become one vector; read from the checkpoint where not given."""
@@ -31,6 +42,12 @@ class EmbedderConfig(Section):
     """Instruction of passages, likewise."""
     passage_instruction_format: Template | None = None
     """Where the instruction (first) and the passage (second) go, likewise."""
+    examples: list[ExampleConfig] = []
+    """Solved examples that an in-context model reads before every query."""
+    examples_instruction_format: ExampleTemplate = "<instruct>{}\n<query>{}\n<response>{}"
+    """Where an example's instruction, query and response go."""
+    icl_suffix_str: WithBreaks | None = None
+    """What an in-context model reads after every query; the checkpoint's own where not given, else `\\n<response>`."""
     query_max_length: Annotated[int, Field(ge=3)] | None = None
     """Tokens, special ones included; the checkpoint's own limit where not given."""
     passage_max_length: Annotated[int, Field(ge=3)] | None = None

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from retune.sections.base import Section, TrainingArgs
+
+
+class EnsembleWeights(Section):
+    """Of each head's scores in their sum."""
+
+    dense: float = 1.0
+    sparse: float = 0.3
+    colbert: float = 1.0
+
+
+class LossWeights(Section):
+    """Of each head's loss, and of that of the summed scores."""
+
+    dense: Annotated[float, Field(ge=0)] = 1.0
+    ensemble: Annotated[float, Field(ge=0)] = 1.0
+    sparse: Annotated[float, Field(ge=0)] = 0.1
+    colbert: Annotated[float, Field(ge=0)] = 1.0
+
+
+class HeadWeights(Section):
+    ensemble: EnsembleWeights = Field(default_factory=EnsembleWeights)
+    """Of each head's scores in the ensemble."""
+    loss: LossWeights = Field(default_factory=LossWeights)
+    """Of the losses; their sum is divided by four."""
+
+
+def _none_below_one(value: Any) -> Any:
+    """FlagEmbedding's -1 means none."""
+    return None if isinstance(value, int) and value < 1 else value
 
 
 class TrainConfig(Section):
@@ -50,6 +79,26 @@ class TrainConfig(Section):
     `max_tokens_per_batch` or `sub_batch_size` bounds a chunk; else only for what does not fit the free memory."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout during training; the checkpoint's own where not given. 0 saves a tenth of the time on a CPU."""
+    unified_finetuning: bool = False
+    """Of an M3 embedder, train the heads sparse and colbert too, and the sum of all (arXiv:2402.03216); else dense
+    alone, and the others are not saved."""
+    use_self_distill: bool = False
+    """With `unified_finetuning`, heads also learn from the sum of all."""
+    self_distill_start_step: Annotated[int, Field(ge=-1)] = -1
+    """The step after which they do."""
+    fix_encoder: bool = False
+    """With `unified_finetuning`, train the heads sparse and colbert alone."""
+    colbert_dim: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_below_one)] = None
+    """Dimensions of a new colbert head; the backbone's where not given."""
+    head_weights: HeadWeights = Field(default_factory=HeadWeights)
+    """With `unified_finetuning`, how much each head counts."""
+    retrieval_use_examples: bool = True
+    """Of an in-context embedder, queries of retrieval read 0 to 5 solved examples from their batch in training, as
+    those of symmetric tasks always do."""
+    example_query_max_len: Annotated[int, Field(ge=1)] = 64
+    """Tokens of an example's query, its instruction included."""
+    example_passage_max_len: Annotated[int, Field(ge=1)] = 96
+    """Tokens of an example's answer."""
     nproc_per_node: Annotated[int, Field(ge=1)] = 1
     """Processes of torchrun; 1 needs no process group."""
     args: TrainingArgs = Field(default_factory=dict)
@@ -71,6 +120,11 @@ class TrainConfig(Section):
             weight = self.info_nce_weight if self.info_nce_weight is not None else float(self.kd_loss_type == "kl_div")
             if self.knowledge_distillation and not weight:
                 raise ValueError(f"directions: {self.kd_loss_type} comes without InfoNCE; set info_nce_weight above 0")
+        for name in ("use_self_distill", "fix_encoder"):
+            if getattr(self, name) and not self.unified_finetuning:
+                raise ValueError(f"{name}: it counts only with `unified_finetuning: true`")
+        if self.unified_finetuning and (self.use_mrl or "passage_to_query" in self.directions):
+            raise ValueError("unified_finetuning: without use_mrl, and with directions query_to_passage alone")
         if self.knowledge_distillation and self.train_group_size == 1:
             raise ValueError("knowledge_distillation: a teacher compares passages, so train_group_size must exceed 1")
         return self

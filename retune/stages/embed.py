@@ -16,7 +16,7 @@ from retune.config import EmbedConfig, EmbedderConfig
 from retune.data import encode, vectors
 from retune.data.contents import folder_hash
 from retune.fingerprint import fingerprint as code_fingerprint
-from retune.model import checkpoint
+from retune.model import checkpoint, multihead
 from retune.model import embedder as model_code
 from retune.model.device import named
 from retune.model.embedder import Embedder
@@ -46,8 +46,13 @@ def embed(
             that is not there.
     """
     model = Embedder.load(embedder, target=named(devices[0]) if devices else None)
+    multihead.check(model, settings.heads)
     rows = encode.Rows(Path(table), kind, *shard_rows(tables.n_rows(table), *shard))
     log.info("%s: rows %d to %d, %s on %s", rows.table.name, rows.start, rows.stop, model.dtype, model.device)
+    if settings.heads != ["dense"]:
+        log.info("%s: the vector cache has dense alone, so all is computed", ", ".join(settings.heads))
+        _write_heads(model, rows, settings, out)
+        return
     if cache is None:
         _write(model, rows, settings, devices, out, vectors.Found.nothing(len(rows)))
         return
@@ -83,13 +88,25 @@ def _write(
             writer.write({"id": ids, "vector": tables.vector_array(block)})
 
 
+def _write_heads(model: Embedder, rows: encode.Rows, settings: EmbedConfig, out: Path) -> None:
+    """Write what several heads make of the rows, on one device; nothing of it goes through the cache."""
+    width = model.heads.colbert_dim if "colbert" in settings.heads else None
+    schema = tables.embeddings_schema(model.dim, settings.dtype, "sparse" in settings.heads, width)
+    with (
+        tables.writer(out, schema, fingerprint(model, rows.kind)) as writer,
+        progress(len(rows), "embed", "texts") as bar,
+    ):
+        for columns in encode.headed(model, rows, settings, bar):
+            writer.write(columns)
+
+
 def fingerprint(model: Embedder, kind: str) -> Mapping[str, str]:
     """What tells vectors of one model from another's: model, pooling, prompt, length."""
     prompt = model.prompts[kind]
     return {
         "model": model.settings.model, "revision": str(model.settings.revision), "kind": kind,
         "pooling": model.card.pooling, "normalize": str(model.card.normalize), "dtype": str(model.dtype),
-        "prompt": prompt.template.format(prompt.instruction or "", "{text}"),
+        "prompt": prompt.apply(["{text}"])[0],
         "max_length": str(model.max_lengths[kind]), "truncate_dim": str(model.card.truncate_dim),
     }  # fmt: skip
 

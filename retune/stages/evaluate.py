@@ -1,28 +1,34 @@
 """evaluate: an embedded benchmark → a run, the best passages of every query.
 
-An exact search with the queries' vectors among the passages'.  Knows vectors and ids; nothing of
-texts, models or judgments.
+An exact search with the queries' vectors among the passages', or a ranking by other heads (`data/rankers.py`).
+Knows vectors and ids; nothing of texts, models or judgments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from retune import tables
-from retune.data.search import backend, blocks, same_model, top_k
+from retune.data.rankers import RANKERS
+from retune.data.search import blocks, same_model
 from retune.runtime import UserError, log
 
 
-def evaluate(*, queries: Path, texts: Sequence[Path], k: int, out: Path) -> None:
+def evaluate(
+    *, queries: Path, texts: Sequence[Path], k: int, out: Path, head: str = "dense",
+    weights: Mapping[str, float] | None = None,
+) -> None:  # fmt: skip
     """Retrieve the best `k` passages of every query and write them as a `run`, ranks from 1.
 
     Args:
         queries: embeddings of the queries.
         texts: embeddings of the passages, by shard.
         k: passages retrieved for a query (fewer where there are fewer).
+        head: who ranks, a key of `rankers.RANKERS`; the tables must hold what it needs.
+        weights: how much each head counts in `hybrid`.
         out: the run; queries in the order of their embeddings.
 
     Raises:
@@ -35,7 +41,7 @@ def evaluate(*, queries: Path, texts: Sequence[Path], k: int, out: Path) -> None
     ids, vectors = (np.concatenate(column) for column in zip(*parts, strict=True))  # [q], [q, dim]
     if not np.isfinite(vectors).all():
         raise UserError(f"{queries}: a vector is not finite; the model overflows or has diverged")
-    scores, found = top_k(vectors, texts, k, nearest=backend())  # [q, k] each
+    scores, found = RANKERS[head](Path(queries), texts, k, weights or {})  # [q, k] each
     kept = found >= 0
     rows, columns = np.nonzero(kept)
     run = {"query_id": ids[rows], "text_id": found[kept], "rank": columns + 1, "score": scores[kept]}

@@ -19,18 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
-from retune.model import checkpoint
+from retune.model import checkpoint, heads
 from retune.model.weights import FLOATS, SINGLE, Tensor, finite, from_float64, tensors, to_float64, write_safetensors
 from retune.runtime import UserError, atomic, log, progress
 
 Advance = Callable[[int], object]
 PIECE = 1 << 18  # elements summed at a time: 2 MiB as float64, which stays in the cache
-# What one model may have and another lack: transformers writes them or not as it pleases, and no vector needs them.
-OPTIONAL = re.compile(r"(^|\.)(pooler\..*|position_ids|token_type_ids|.*inv_freq)$")
+# What one model may have and another lack: transformers writes them or not as it pleases, and no vector needs them;
+# M3's heads, which training may have drawn anew.
+OPTIONAL = re.compile(r"(^|\.)(pooler\..*|position_ids|token_type_ids|.*inv_freq)$|^(sparse|colbert)_linear\.")
 # Weights in any form, a card that tells of another model, and what training leaves behind.
 LEFT_OUT = (
     "README.md", ".*", "*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pth", "*.index.json",
-    "optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json",
+    "optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "sparse_linear.pt", "colbert_linear.pt",
 )  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def merge(*, models: Sequence[str | Path], weights: Sequence[float], out: Path, 
     """Write the weighted sum of `models` as a checkpoint folder.
 
     Sums are taken in float64 and stored in the first model's kind of number.  Configuration,
-    tokenizer, prompts and modules are those of the last model whose weight is not 0.
+    tokenizer, prompts and modules are those of the last model whose weight is not 0.  M3's heads are merged too.
 
     Args:
         models: folders, hub ids or `package:<python package>`.
@@ -54,6 +55,7 @@ def merge(*, models: Sequence[str | Path], weights: Sequence[float], out: Path, 
     found = [tensors(folder) for folder in folders]
     donor = max(index for index, weight in enumerate(weights) if weight)
     named = [_with_names_of(found[donor], mine, str(name)) for mine, name in zip(found, models, strict=True)]
+    named = [mine | heads.stored(folder) for mine, folder in zip(named, folders, strict=True)]
     _compare([str(model) for model in models], named, donor)
 
     mixed = [(mine, weight) for mine, weight in zip(named, weights, strict=True) if weight]
@@ -61,8 +63,13 @@ def merge(*, models: Sequence[str | Path], weights: Sequence[float], out: Path, 
     with atomic(out) as part:
         _copy_rest(folders[donor], part)
         with progress(sum(_first(mixed, name).size for name in names), "merge", "weights") as bar:
-            write_safetensors(part / SINGLE, [_entry(name, mixed, bar.update) for name in names])
-        _state_dtype(part / "config.json", [_first(mixed, name).dtype for name in names])
+            backbone = [name for name in names if name.split(".")[0] not in heads.PARTS]
+            write_safetensors(part / SINGLE, [_entry(name, mixed, bar.update) for name in backbone])
+            if len(backbone) < len(names):
+                own = [name for name in names if name not in backbone]
+                write_safetensors(part / heads.FILE, [_entry(name, mixed, bar.update) for name in own])
+                heads.write(part, heads.read(part))
+        _state_dtype(part / "config.json", [_first(mixed, name).dtype for name in backbone])
     log.info("merged %d tensors of %s", len(names), ", ".join(_shares(models, weights)))
 
 

@@ -16,6 +16,7 @@ from retune.training.launch import launch, run_job, under_torchrun
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from retune.data.batches import EmbedderCollate
     from retune.data.candidates import TrainSet
@@ -53,16 +54,14 @@ def _train(
     drop_longer_than: int | None, outputs: dict[str, Path],
 ) -> None:  # fmt: skip
     # Imported here: the parent of several processes needs none of it.
-    import torch
-
     from retune.data import candidates
     from retune.data.batches import GroupDataset
     from retune.fingerprint import content_key
     from retune.model.backbone import set_dropout
     from retune.model.checkpoint import resolve
-    from retune.model.embedder import Embedder
     from retune.training.arguments import training_arguments
     from retune.training.embedding import EmbedderTask
+    from retune.training.m3 import UnifiedTask, unified
     from retune.training.memory import policy
     from retune.training.run import Outputs, claim, run
 
@@ -78,17 +77,37 @@ def _train(
     folder = resolve(embedder.model, embedder.revision, embedder.sha256)
     chosen |= {"drop_longer_than": drop_longer_than, "processes": arguments.world_size}
     claim(places.state, content_key(chosen, list(files.values()), folder, __file__))
-    model = Embedder.load(embedder, torch.float32, arguments.device)
+    model = _model(embedder, settings, seed, arguments.device)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
     recipe = _recipe(settings, model)
     with timed("tokenising"):
-        collate = _collate(model, data, files["texts"], settings, arguments.bf16 or arguments.fp16, sizes)
+        collate = _collate(model, data, files["texts"], settings, arguments.bf16 or arguments.fp16, sizes, seed)
     data_seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
     dataset = GroupDataset(data, settings.train_group_size, data_seed, sizes)
     bounded = settings.max_tokens_per_batch is not None or settings.sub_batch_size is not None
-    task = EmbedderTask(model, recipe, policy(settings.grad_cache, bounded))
+    keep = policy(settings.grad_cache, bounded)
+    task = UnifiedTask(model, unified(settings, recipe), keep) if model.heads else EmbedderTask(model, recipe, keep)
     run(task, arguments, dataset, collate, places, model.save)
+
+
+def _model(embedder: EmbedderConfig, settings: TrainConfig, seed: int, target: torch.device) -> Embedder:
+    """The embedder to be trained, in float32, with the heads that are."""
+    import torch
+
+    from retune.model.embedder import Embedder
+
+    embedder = embedder.model_copy(update={"examples": []})  # batches have examples of their own
+    if not settings.unified_finetuning:
+        model = Embedder.load(embedder, torch.float32, target)
+        if model.heads is not None:
+            log.info("train.unified_finetuning is off: dense is trained alone, and no other head is saved")
+            model.heads = None
+        return model
+    model = Embedder.start(embedder, target, seed, settings.colbert_dim)
+    if settings.fix_encoder:
+        model.backbone.requires_grad_(False)
+    return model
 
 
 def _group_sizes(settings: TrainConfig, data: TrainSet) -> np.ndarray | None:
@@ -143,17 +162,24 @@ def _recipe(settings: TrainConfig, model: Embedder) -> Recipe:
 
 
 def _collate(
-    model: Embedder, data: TrainSet, texts: Path, settings: TrainConfig, half: bool, sizes: np.ndarray | None
-) -> EmbedderCollate:
+    model: Embedder, data: TrainSet, texts: Path, settings: TrainConfig, half: bool, sizes: np.ndarray | None,
+    seed: int,
+) -> EmbedderCollate:  # fmt: skip
     """Tokenises the queries and every passage that may be drawn."""
     from retune.data.batches import Chunker, EmbedderCollate, joined
+    from retune.data.candidates import positive_texts
+    from retune.data.incontext import InContextCollate
 
     queries = model.tokenize(data.queries, "query", data.prompts)
     passages, which = _passage_tokens(model, data, texts)
     chunker = Chunker.of(
         model, joined([queries, *passages]), settings.max_tokens_per_batch, half, settings.sub_batch_size
     )
-    return EmbedderCollate(data, chunker, len(data) + which, settings.knowledge_distillation, sizes)
+    common = (data, chunker, len(data) + which, settings.knowledge_distillation, sizes)
+    if model.context is None:
+        return EmbedderCollate(*common)
+    positives = positive_texts(data, texts)
+    return InContextCollate(*common, model=model, positives=positives, settings=settings, seed=seed)
 
 
 def _passage_tokens(model: Embedder, data: TrainSet, texts: Path) -> tuple[list[Tokens], np.ndarray]:

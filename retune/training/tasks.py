@@ -27,6 +27,7 @@ class Task(nn.Module):
         super().__init__()
         self.model, self.keep = model, keep
         self._noted: dict[str, Tensor] = {}
+        self.step = 0  # steps taken so far, told by the trainer
 
     def outputs(self, chunks: list[dict[str, Tensor]]) -> Tensor:
         """The model's rows for all chunks, one after the other: float32 [n, ...]."""

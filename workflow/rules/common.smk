@@ -9,6 +9,7 @@ HALF = max(1, (workflow.cores or 2) // 2)
 wildcard_constraints:
     run=WIRING.runs,
     model="base|miner|tuned|merged",
+    judged="(base|tuned|merged)(-sparse|-colbert|-hybrid)?",
     benchmark=WIRING.benchmarks,
     part=r"queries|texts-\d+-of-\d+",
     shard=r"\d+-of-\d+",

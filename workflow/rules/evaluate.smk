@@ -2,15 +2,15 @@ rule evaluate:
     input:
         WIRING.benchmark_vectors,
     output:
-        "results/{run}/evaluate/{benchmark}/{model}.run.parquet",
+        "results/{run}/evaluate/{benchmark}/{judged}.run.parquet",
     log:
-        "logs/{run}/evaluate.{benchmark}.{model}.log",
+        "logs/{run}/evaluate.{benchmark}.{judged}.log",
     benchmark:
-        "benchmarks/{run}/evaluate.{benchmark}.{model}.tsv"
+        "benchmarks/{run}/evaluate.{benchmark}.{judged}.tsv"
     conda:
         ENVIRONMENT
     params:
-        settings=WIRING.settings("evaluate", "benchmark", "model"),
+        settings=WIRING.settings("evaluate", "benchmark", "judged"),
         code=code("evaluate"),
     script:
         "../scripts/evaluate.py"

@@ -9,4 +9,4 @@ from pathlib import Path
 from retune.stages.evaluate import evaluate
 
 queries, *texts = [Path(file) for file in snakemake.input]
-evaluate(queries=queries, texts=texts, k=snakemake.params.settings["k"], out=Path(snakemake.output[0]))
+evaluate(queries=queries, texts=texts, out=Path(snakemake.output[0]), **snakemake.params.settings)
