@@ -45,6 +45,7 @@ TRAIN = from_section(
     "train", TrainConfig, TRAINING,
     {
         "sub_batch_size": {"convert": _positive_or_none},
+        "colbert_dim": {"convert": int},
         "nproc_per_node": {
             "help": "Processes that this command starts; torchrun starts its own.",
         },
@@ -53,13 +54,13 @@ TRAIN = from_section(
             "help": "Go on training the adapters of --raw_peft; --from_peft FOLDER stands for both, and --use_lora.",
         },
     },
-    leave=("args", "same_length_within_batch"),
+    leave=("args", "same_length_within_batch", "head_weights"),
 )  # fmt: skip
 
 
 def _absent() -> list[Flag]:
     """A flag for each of `ABSENT` that the section `train` does not have."""
-    here = {name for flag in TRAIN for name in flag.names}
+    here = {name for flag in [*models.trained_flags(), *TRAIN] for name in flag.names}
     found = []
     for name, neutral in ABSENT.items():
         if name not in here:
@@ -159,12 +160,12 @@ def _environment(given: Given, output: Path) -> None:
 
 def _embedder(given: Given) -> EmbedderConfig:
     """The section `embedder`; a checkpoint that does not say how it pools is pooled by its first token."""
-    from retune.model.checkpoint import card, resolve
+    from retune.model.embedder_families import pools
+    from retune.model.parts import locate
 
     going_on = {"peft_path": given["from_peft"]} if given["from_peft"] else {}
     found = given.section("embedder", EmbedderConfig, **going_on)
-    said = card(resolve(found.model, found.revision, found.sha256, adapters_alone=True)).pooling
-    if found.pooling is None and said is None:
+    if not pools(found, locate(found)):
         log.info("%s does not say how it pools: cls, see %s", found.model, given.shown("pooling"))
         return found.model_copy(update={"pooling": "cls"})
     return found
