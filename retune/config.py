@@ -22,13 +22,14 @@ from retune.sections.data import (
     SplitConfig,
 )
 from retune.sections.evaluation import BenchmarkConfig, EvaluateConfig, MinDeltaConfig, ReportConfig
-from retune.sections.models import EmbedderConfig, FitConfig, RerankerConfig
+from retune.sections.models import EmbedderConfig, ExampleConfig, FitConfig, RerankerConfig
 from retune.sections.training import MergeConfig, SearchConfig, TrainConfig
 
 __all__ = [
     "NAME", "BenchmarkConfig", "Config", "DatasetConfig", "DemoConfig", "EmbedConfig", "EmbedderConfig",
-    "EvaluateConfig", "FitConfig", "IngestConfig", "MergeConfig", "MinDeltaConfig", "MineConfig", "Name",
-    "ReportConfig", "RerankerConfig", "ScoreConfig", "SearchConfig", "Section", "SplitConfig", "TrainConfig", "bounds",
+    "EvaluateConfig", "ExampleConfig", "FitConfig", "IngestConfig", "MergeConfig", "MinDeltaConfig", "MineConfig",
+    "Name", "ReportConfig", "RerankerConfig", "ScoreConfig", "SearchConfig", "Section", "SplitConfig", "TrainConfig",
+    "bounds",
 ]  # fmt: skip
 
 

@@ -50,7 +50,8 @@ def content_key(
     """
     digest = hashlib.sha256(json.dumps([settings, fingerprint(module)], sort_keys=True).encode())
     folders = [models] if isinstance(models, Path) else models
-    weights = [path for folder in folders for kind in ("*.safetensors", "*.bin") for path in sorted(folder.glob(kind))]
+    kinds = ("*.safetensors", "*.bin", "*_linear.pt")
+    weights = [path for folder in folders for kind in kinds for path in sorted(folder.glob(kind))]
     for path in [*files, *weights]:
         if path is not None:
             with Path(path).open("rb") as file:

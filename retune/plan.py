@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from retune.config import Config, EmbedderConfig, bounds
+from retune.config import Config, EmbedderConfig, EvaluateConfig, bounds
 from retune.experiment import Experiment, run_of
 
 TRAIN = "train"  # the collection of training texts; the others are named as their benchmarks
@@ -98,6 +98,11 @@ class Plan:
     def models(self, run: str) -> list[str]:
         return list(self.runs[run].evaluate.models) if self.runs[run].evaluate else []
 
+    def judged(self, run: str) -> list[str]:
+        """Names of what is measured: a model, by a head that is not dense `<model>-<head>`."""
+        heads = self.runs[run].evaluate.heads if self.runs[run].evaluate else []
+        return [model if head == "dense" else f"{model}-{head}" for model in self.models(run) for head in heads]
+
     def benchmarks(self, run: str) -> list[str]:
         return list(self.runs[run].evaluate.benchmarks) if self.runs[run].evaluate else []
 
@@ -175,7 +180,8 @@ class Plan:
                 other = "passage_" if part == "queries" else "query_"
                 embedder = self.embedder(node.run, label)
                 kept = {key: value for key, value in embedder.items() if not key.startswith(other)}
-                return {"settings": dump(config.embed), "embedder": kept}
+                heads = {} if node.labels[1] == TRAIN else {"heads": config.evaluate.stored_heads()}
+                return {"settings": dump(config.embed) | heads, "embedder": kept}
             case "search", _:
                 kept = ("pool", "retriever", "use_gpu_for_searching", "search_batch_size")
                 used = {key: value for key, value in dump(config.mine).items() if key in kept}
@@ -218,15 +224,12 @@ class Plan:
                 models = [model for model, _ in self.merge_models(node.run)]
                 settings = {"models": models, "weights": config.merge.weights}
                 return {"settings": settings, "revision": config.embedder.revision}
-            case "evaluate", _:
-                names = ("k", "index_factory", "nprobe", "ef_search", "index_train_size")
-                exact = config.evaluate.index_factory == "Flat"  # nothing is drawn then
-                return {name: getattr(config.evaluate, name) for name in names} | {"seed": 0 if exact else seed}
+            case "evaluate", (_, label):
+                return self._ranked(config.evaluate, label.partition("-")[2] or "dense", seed)
             case "metrics", _:
                 levels = {name: config.evaluate.benchmarks[name].relevant_from for name in self.benchmarks(node.run)}
                 return {
-                    "cutoffs": config.evaluate.cutoffs, "models": config.evaluate.models, "seed": seed,
-                    "levels": levels,
+                    "cutoffs": config.evaluate.cutoffs, "models": self.judged(node.run), "seed": seed, "levels": levels,
                 }  # fmt: skip
             case "gate", _:
                 guards = [name for name, benchmark in config.evaluate.benchmarks.items() if benchmark.guard]
@@ -238,6 +241,17 @@ class Plan:
             case "report", _:
                 return {"settings": dump(config.report), "run": node.run}
         raise KeyError(node.rule)
+
+    def _ranked(self, settings: EvaluateConfig, head: str, seed: int) -> dict[str, Any]:
+        """What a ranking by a head uses."""
+        used = {"k": settings.k, "head": head}
+        if head == "hybrid":
+            used["weights"] = settings.head_weights.model_dump()
+        if head == "sparse":  # no vector is searched for
+            return used
+        names = ("index_factory", "nprobe", "ef_search", "index_train_size")
+        exact = settings.index_factory == "Flat"  # nothing is drawn then
+        return used | {name: getattr(settings, name) for name in names} | {"seed": 0 if exact else seed}
 
     def _carded(self, run: str, stage: str) -> dict[str, Any]:
         """What a model's card tells of the config: what was set, where it made the model."""
@@ -297,10 +311,11 @@ class Plan:
                 made = [made for _, made in self.merge_models(run) if made]
                 return [*made, *([Node(run, "weigh")] if self.weighs(run) else [])]
             case "evaluate", (benchmark, label):
-                parts = [Node(run, "embed", (label, benchmark, part)) for part in self.parts(run)]
+                model = label.partition("-")[0]
+                parts = [Node(run, "embed", (model, benchmark, part)) for part in self.parts(run)]
                 return [Node(run, "benchmark", (benchmark,)), *parts]
             case "metrics", _:
-                runs = [Node(run, "evaluate", (b, m)) for b in self.benchmarks(run) for m in self.models(run)]
+                runs = [Node(run, "evaluate", (b, m)) for b in self.benchmarks(run) for m in self.judged(run)]
                 return [*(Node(run, "benchmark", (b,)) for b in self.benchmarks(run)), *runs]
             case "card", (stage,):
                 weighed = [Node(run, "weigh")] if stage == "merge" and self.weighs(run) else []
@@ -333,7 +348,7 @@ class Plan:
             found += [Node(run, "card", (stage,)) for stage in KINDS if self.makes_itself(run, stage)]
             found += [Node(run, "gate")] if self.makes(Node(run, "gate")) else []
             if config.evaluate and config.evaluate.trec:
-                found += [Node(run, "trec", (b, m)) for b in self.benchmarks(run) for m in self.models(run)]
+                found += [Node(run, "trec", (b, m)) for b in self.benchmarks(run) for m in self.judged(run)]
         return found
 
     def makes_itself(self, run: str, stage: str) -> bool:
@@ -380,7 +395,7 @@ class Plan:
                 known = ["base", *self.models(node.run), *(["miner"] if config.mine and config.mine.embedder else [])]
                 return label in known and collection in collections and part in self.parts(node.run)
             case "evaluate" | "trec", (name, label):
-                return name in collections and label in self.models(node.run)
+                return name in collections and label in self.judged(node.run)
             case "gate", _:
                 return bool(config.evaluate and config.evaluate.min_delta)
             case "metrics" | "leakage", _:

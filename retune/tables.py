@@ -31,6 +31,7 @@ TABLES: dict[str, pa.Schema] = {
     "queries": _schema(
         query_id=i64, dataset=text, text=text, key_=text, prompt_=text, type_=text, in_batch_negatives=pa.bool_(),
         batch_size_=i32, split=text, source=text,
+        category_=text,  # what the query's class or cluster is called
     ),
     # label 1 positive, 0 negative (a benchmark's grade may exceed 1); origin "given", "mined" or "random"
     "pairs": _schema(query_id=i64, text_id=i64, label=i8, origin=text, similarity_=f32, score_=f32),
@@ -67,20 +68,37 @@ TABLES: dict[str, pa.Schema] = {
     "history": _schema(
         step=i64, epoch=f64, loss_=f64, learning_rate_=f64, grad_norm_=f64, positive_similarity_=f64,
         negative_similarity_=f64, accuracy_=f64, tokens_per_second_=f64, padding_=f64,
+        sparse_nonzero_=f64,  # share of tokens that M3's sparse head weighs at all
         dev_=f64,  # what the queries that were set aside say: nDCG@10 of an embedder, MRR of a reranker
     ),
 }  # fmt: skip
 
 
-def embeddings_schema(dim: int, dtype: str) -> pa.Schema:
-    """Columns of an embeddings table: id int64, vector fixed_size_list<dtype>[dim]."""
+LATER = ("category",)  # columns that a table need not have: then they are null
+
+
+def embeddings_schema(dim: int, dtype: str, sparse: bool = False, colbert_dim: int | None = None) -> pa.Schema:
+    """Columns of an embeddings table: id int64, vector fixed_size_list<dtype>[dim].
+
+    With `sparse`, also the tokens that weigh something, rising, and their weights: tokens list<int32>, weights
+    list<float>.  With `colbert_dim`, a vector for each token but the first: colbert list<fixed_size_list<dtype>>.
+    """
     kind = {"float16": pa.float16(), "float32": pa.float32()}[dtype]
-    vector = pa.list_(pa.field("element", kind, nullable=False), dim)
-    return pa.schema([pa.field("id", i64, nullable=False), pa.field("vector", vector, nullable=False)])
+
+    def vector(width: int) -> pa.DataType:
+        return pa.list_(pa.field("element", kind, nullable=False), width)
+
+    columns = {"id": i64, "vector": vector(dim)}
+    if sparse:
+        columns |= {"tokens": pa.list_(i32), "weights": pa.list_(f32)}
+    if colbert_dim:
+        columns["colbert"] = pa.list_(vector(colbert_dim))
+    return pa.schema([pa.field(name, of, nullable=False) for name, of in columns.items()])
 
 
 def _check(found: pa.Schema, name: str, path: str | Path) -> None:
     wanted = TABLES[name]
+    wanted = [field for field in wanted if field.name in found.names or field.name not in LATER]
     missing = [field.name for field in wanted if field.name not in found.names]
     if missing:
         raise UserError(f"{path}: not a table of {name}: column {missing[0]} is missing; delete the file and run again")
@@ -108,6 +126,11 @@ def read(path: str | Path, name: str, columns: list[str] | None = None) -> pa.Ta
     with _open(path) as file:
         _check(file.schema_arrow, name, path)
         table = file.read(columns=columns or TABLES[name].names)
+    for column in columns or TABLES[name].names:
+        if column in LATER and column not in table.column_names:
+            table = table.append_column(
+                TABLES[name].field(column), pa.nulls(len(table), TABLES[name].field(column).type)
+            )
     wanted = pa.schema([TABLES[name].field(column) for column in table.column_names])
     return table.cast(wanted)
 
@@ -161,6 +184,8 @@ class Writer:
         if isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])
         columns = {n: rows[n] for n in rows.column_names} if isinstance(rows, pa.Table) else dict(rows)
+        n_rows = len(next(iter(columns.values()))) if columns else 0
+        columns |= {n: pa.nulls(n_rows) for n in self.schema.names if n in LATER and n not in columns}
         if set(columns) != set(self.schema.names):
             raise ValueError(f"expected columns {self.schema.names}, found {list(columns)}")
         arrays = []

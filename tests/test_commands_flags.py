@@ -55,9 +55,9 @@ def test_the_incumbents_flags_are_known(module) -> None:
 def test_every_mining_key_is_a_flag() -> None:
     keys = {flag.key for flag in mine.FLAGS}
     assert {f"mine.{key}" for key in MineConfig.model_fields} - keys == {"mine.embedder", "mine.shards"}
-    assert {f"embedder.{key}" for key in EmbedderConfig.model_fields} - keys <= {"embedder.examples"}
+    assert {f"embedder.{key}" for key in EmbedderConfig.model_fields} <= keys
     assert {f"reranker.{key}" for key in RerankerConfig.model_fields} - keys == {"reranker.fit"}
-    assert {f"embed.{key}" for key in EmbedConfig.model_fields} - keys == {"embed.cache"}
+    assert {f"embed.{key}" for key in EmbedConfig.model_fields} - keys == {"embed.cache", "embed.heads"}
 
 
 @pytest.mark.parametrize("module", [embed, evaluate, mine, score, split, train], ids=lambda module: module.__name__)
@@ -168,7 +168,7 @@ def test_mistakes_in_values(argv: list[str], message: str) -> None:
         ([], "--embedder_name_or_path: required, but not given"),
         (["--batch_size", "1", "--model_name_or_path", "m", "--embedder_model_class", "decoder-only-icm"],
          "--embedder_model_class: 'decoder-only-icm' is not supported; supported: encoder-only-base"),
-        (["--model_name_or_path", "m", "--examples_for_task", "x"], "--examples_for_task: is for in-context models"),
+        (["--model_name_or_path", "m", "--examples_for_task", '[{"query": "q"}]'], "--examples_for_task: "),
         (["--model_name_or_path", "m", "--query_instruction_format", "{}"],
          "--query_instruction_format: expected two places written {}"),
         (["--model_name_or_path", "m", "--use_fp16", "--dtype", "float32"], "--dtype and --use_fp16: expected one"),
@@ -181,10 +181,9 @@ def test_mistakes_in_models(argv: list[str], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_model_classes_are_families() -> None:
-    assert models.embedder(
-        mining("--model_name_or_path", "m", "--embedder_model_class", "encoder-only-base")
-    ).family == ("encoder")
+@pytest.mark.parametrize(("name", "family"), models.FAMILIES.items())
+def test_model_classes_are_families(name: str, family: str) -> None:
+    assert models.embedder(mining("--model_name_or_path", "m", "--embedder_model_class", name)).family == family
 
 
 # ---- hardware -----------------------------------------------------------------------------------

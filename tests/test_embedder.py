@@ -317,11 +317,11 @@ def test_saving_keeps_other_prompts_and_settles_the_passages(model, tmp_path):
     prompts = {"query": "bar: ", "passage": "fun: ", "classification": "cost: "}
     theirs = SentenceTransformer(str(model), device="cpu", prompts=prompts)
     theirs.save(str(tmp_path / "a"))
-    assert load(tmp_path / "a").prompts["passage"].instruction == "fun: "
+    assert load(tmp_path / "a").prompts["passage"].prefix() == "fun: "
     load(tmp_path / "a", passage_instruction="").save(tmp_path / "b")
     again = load(tmp_path / "b")
     assert again.card.prompts == {"query": "bar: ", "classification": "cost: ", "document": ""}
-    assert not again.prompts["passage"].instruction
+    assert not again.prompts["passage"].prefix()
 
 
 # ---- mistakes -----------------------------------------------------------------------------------

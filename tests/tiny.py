@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
+    XLMRobertaModel,
 )
 
 FIRST, LAST = ("ba", "co", "di", "fu", "ge", "hi", "lo", "mu"), ("r", "st", "n", "lt", "p", "x", "m", "nd")
@@ -96,6 +97,25 @@ def tiny_reranker(folder: str | Path, seed: int = 0, kind: str = "bert", labels:
     return folder
 
 
+def tiny_m3(folder: str | Path, seed: int = 0, colbert_dim: int | None = None, **options) -> Path:
+    """An XLM-R of two layers; with a `colbert_dim`, also M3's heads, in FlagEmbedding's files."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _roberta_tokenizer(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = XLMRobertaConfig(
+        vocab_size=len(SPECIAL + WORDS), max_position_embeddings=66, type_vocab_size=1, pad_token_id=1,
+        initializer_range=0.2, **sizes | options,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+        if colbert_dim:
+            torch.save(torch.nn.Linear(32, 1).state_dict(), folder / "sparse_linear.pt")
+            torch.save(torch.nn.Linear(32, colbert_dim).state_dict(), folder / "colbert_linear.pt")
+    return folder
+
+
 def _roberta_tokenizer(folder: Path) -> None:
     """A word-level tokenizer that joins texts as XLM-R does: <s> A </s></s> B </s>."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -124,6 +144,10 @@ DECODERS = {
     "gemma2": {"head_dim": 16, "num_key_value_heads": 1, "query_pre_attn_scalar": 16, "sliding_window": 16},
     "llama": {"num_key_value_heads": 2},
     "qwen3": {"head_dim": 16, "num_key_value_heads": 1},
+}
+MORE_DECODERS = {
+    "mistral": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16},
+    "qwen2": {"num_key_value_heads": 1},
 }
 DECODER_SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2,
@@ -161,11 +185,11 @@ def byte_tokenizer(folder: str | Path, pad: str | None = "<pad>", bos: bool = Tr
 
 
 def tiny_decoder(folder: str | Path, kind: str, seed: int = 0, labels: int | None = None, **options) -> Path:
-    """A language model of four layers, one of `DECODERS`; with `labels`, a sequence classifier instead."""
+    """A language model of four layers, of `DECODERS` or `MORE_DECODERS`; with `labels`, a sequence classifier."""
     fast = byte_tokenizer(folder)
     config = AutoConfig.for_model(
         kind, vocab_size=len(fast), pad_token_id=fast.pad_token_id, bos_token_id=fast.bos_token_id,
-        eos_token_id=fast.eos_token_id, **DECODER_SIZES, **DECODERS[kind] | options,
+        eos_token_id=fast.eos_token_id, **DECODER_SIZES | (DECODERS | MORE_DECODERS)[kind] | options,
     )  # fmt: skip
     if labels is not None:
         config.num_labels = labels

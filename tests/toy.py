@@ -23,7 +23,7 @@ def toy_tables(
     nothing = [None] * n_queries
     queries = {
         "query_id": range(n_queries), "dataset": ["toy"] * n_queries, "key": nothing, "prompt": nothing,
-        "type": nothing,
+        "type": nothing, "category": nothing,
         "text": [" ".join(text.split()[:3]) for text in texts[:n_queries]], "in_batch_negatives": [True] * n_queries,
         "batch_size": nothing, "split": ["train"] * n_queries,
         "source": [f"toy.jsonl:{row + 1}" for row in range(n_queries)],

@@ -246,14 +246,14 @@ class Wiring:
         return self.plan.path(Node(wildcards.run, "ingest"), "pairs.parquet") if watched else []
 
     def benchmark_vectors(self, wildcards: Any) -> list[str]:
-        labels = (wildcards.model, wildcards.benchmark)
+        labels = (wildcards.judged.partition("-")[0], wildcards.benchmark)
         return [self.plan.path(Node(wildcards.run, "embed", (*labels, p))) for p in self.plan.parts(wildcards.run)]
 
     def judged_runs(self, wildcards: Any) -> dict[str, dict[str, str]]:
         """{benchmark: {model: path of its run}}."""
         run = wildcards.run
         return {
-            name: {model: self.plan.path(Node(run, "evaluate", (name, model))) for model in self.plan.models(run)}
+            name: {model: self.plan.path(Node(run, "evaluate", (name, model))) for model in self.plan.judged(run)}
             for name in self.plan.benchmarks(run)
         }
 
@@ -334,7 +334,16 @@ class Wiring:
         return list(dict.fromkeys(f"benchmarks/{run}" for run in (self.plan.main, wildcards.run)))
 
 
-DECIDING = {".safetensors", ".bin", ".json", ".txt", ".model", ".py", ".jinja"}  # weights, tokenizer, configs, code
+DECIDING = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".json",
+    ".txt",
+    ".model",
+    ".py",
+    ".jinja",
+}  # weights, tokenizer, configs, code
 
 
 def weights(reference: str) -> list[str]:

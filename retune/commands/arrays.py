@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from retune import tables
 from retune.data.vectors import stored
@@ -28,12 +29,26 @@ def write(shards: Sequence[Path], output: Path) -> tuple[tuple[int, int], str]:
     blocks = (block for path in shards for block in stored(path))
     first = next(blocks)
     shape, dtype = (rows, first.shape[1]), str(first.dtype)
+    if len(pq.read_schema(shards[0])) > 2:
+        _all_columns(shards, output)
+        return shape, dtype
     with WRITERS.get(output.suffix, _bare)(output, shape, dtype, shards[0]) as put:
         at = 0
         for block in itertools.chain([first], blocks):
             put(at, block)
             at += len(block)
     return shape, dtype
+
+
+def _all_columns(shards: Sequence[Path], output: Path) -> None:
+    """Put shards with the columns of several heads together."""
+    with pq.ParquetFile(shards[0]) as first:
+        schema = first.schema_arrow.remove_metadata()
+    with tables.writer(output, schema, tables.metadata(shards[0])) as writer:
+        for path in shards:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(1024):
+                    writer.write(batch)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ FLAGS = [
          shown="query where the first row has `query` and no `text`, else passage"),
     WORK_DIR,
     *models.embedder_flags(),
-    *vectors.embed_flags(),
+    *vectors.embed_flags(heads=True),
     *models.hardware_flags(),
 ]  # fmt: skip
 
@@ -49,6 +49,8 @@ def run(given: Given) -> None:
         UserError: for a mistake in flags or rows; an earlier output is left as it was.
     """
     output = output_file(given, "output_file", FORMS)
+    if output.suffix == ".npy" and set(given["heads"] or []) - {"dense"}:
+        raise given.mistake("heads", "an array holds vectors alone; expected an --output_file that ends in .parquet")
     files = input_files(given, "input_file", output)
     devices = models.prepare(given)
     embedder = models.embedder(given)

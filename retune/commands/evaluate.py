@@ -69,7 +69,7 @@ FLAGS = [
     *from_section(
         "evaluate", EvaluateConfig, SEARCH,
         {"cutoffs": {"convert": whole(1), "shown": "1 with --index_file_jsonl_path, else 1 10 100, up to --k"}},
-        leave=("benchmarks", "models", "min_delta", "trec"),
+        leave=("benchmarks", "models", "min_delta", "trec", "heads", "head_weights"),
     ),
     Flag(("seed",), "Of an index's training and of the intervals.", convert=whole(0),
          default=Config.model_fields["seed"].default, group=SEARCH),

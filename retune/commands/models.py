@@ -6,9 +6,12 @@ precision is what the hardware has, a batch size is an upper bound of a token bu
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from retune.commands.flags import Flag, Given, from_section, whole
@@ -42,6 +45,14 @@ def _with_newlines(text: str) -> str:
     return text.replace("\\n", "\n")
 
 
+def _examples(text: str) -> Any:
+    """A JSON list of {instruct, query, response}, or a file that holds one."""
+    try:
+        return json.loads(Path(text).read_text() if not text.lstrip().startswith("[") else text)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"expected a JSON list, or a file with one: {error}") from None
+
+
 EMBEDDER: Mapping[str, Mapping[str, Any]] = {
     "model": {"names": ("embedder_name_or_path", "model_name_or_path"), "help": REFERENCE},
     "family": {
@@ -58,6 +69,13 @@ EMBEDDER: Mapping[str, Mapping[str, Any]] = {
     "passage_instruction_format": {
         "names": ("passage_instruction_format_for_retrieval", "passage_instruction_format"), "convert": _with_newlines,
     },
+    "examples": {
+        "names": ("examples_for_task", "examples"), "kind": "value", "convert": _examples, "shown": "none", "help":
+        "Solved examples that an in-context model reads before every query: a JSON list of {instruct, query, "
+        "response}, or a file that holds one.",
+    },
+    "examples_instruction_format": {"names": ("examples_instruction_format",), "convert": _with_newlines},
+    "icl_suffix_str": {"names": ("icl_suffix_str",), "convert": _with_newlines},
     "query_max_length": {
         "names": ("embedder_query_max_length", "query_max_length"), "default": 512, "help": LENGTH.format("query"),
     },
@@ -84,13 +102,9 @@ RERANKERS: Mapping[str, Mapping[str, Any]] = {
 
 def embedder_flags() -> list[Flag]:
     """Flags of the section `embedder`; a key that has no name in the incumbents is `--embedder_<key>` or `--<key>`."""
-    found = from_section(
-        "embedder", EmbedderConfig, MODEL, EMBEDDER, lambda field: (f"embedder_{field}", field), leave=("examples",)
-    )
+    found = from_section("embedder", EmbedderConfig, MODEL, EMBEDDER, lambda field: (f"embedder_{field}", field))
     return [
         *found,
-        Flag(("examples_for_task",), "Examples that an in-context model reads before a query.", group=MODEL),
-        Flag(("examples_instruction_format",), "Where an example's parts go.", group=MODEL),
         Flag(
             ("embedder_batch_size", "batch_size"),
             "Texts of a batch at most, counted in tokens: so many texts of the greatest length. More than pays on the "
@@ -124,7 +138,7 @@ def trained_flags() -> list[Flag]:
         own[field] = {"names": names, "default": default, "help": LENGTH.format(kind)}
     return from_section(
         "embedder", EmbedderConfig, MODEL, {**EMBEDDER, **own}, lambda field: (field, f"embedder_{field}"),
-        leave=("examples", "dtype"),
+        leave=("examples", "examples_instruction_format", "dtype"),
     )  # fmt: skip
 
 
@@ -233,9 +247,6 @@ def embedder(given: Given) -> EmbedderConfig:
     if given["embedder_name_or_path"] is None:
         raise given.mistake("embedder_name_or_path", "required, but not given: a folder or a hub id")
     check_family(given, tuple(name for name, meant in FAMILIES.items() if meant in KNOWN))
-    for name in ("examples_for_task", "examples_instruction_format"):
-        if given.typed(name):
-            raise given.mistake(name, "is for in-context models (decoder-only-icl), which are not supported")
     return given.section("embedder", EmbedderConfig, **precision(given, "embedder_dtype"))
 
 

@@ -20,7 +20,7 @@ STALE = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_model*", "adapter/adapter_*",
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
-    "modules.json", *LAST,
+    "modules.json", "retune.json", "sparse_linear.pt", "colbert_linear.pt", *LAST,
 )  # fmt: skip
 
 

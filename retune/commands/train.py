@@ -26,14 +26,8 @@ from retune.config import Config, EmbedderConfig, IngestConfig, TrainConfig
 from retune.runtime import UserError, log, use_hub
 
 TRAINING, MISSING = "training", "not here yet"
-# What the incumbents' trainers have and this one does not (yet), and the value that asks for nothing.  What the section
-# `train` has is a flag by itself.
-ABSENT: dict[str, Any] = {
-    "unified_finetuning": False, "use_self_distill": False, "self_distill_start_step": -1, "fix_encoder": False,
-    "colbert_dim": -1, "only_merge_lora_model": False, "use_flash_attn": False, "use_slow_tokenizer": False,
-    "retrieval_use_examples": False, "example_query_max_len": None, "example_passage_max_len": None,
-    "icl_suffix_str": None,
-}  # fmt: skip
+# What the incumbents' trainers have and this one does not, and the value that asks for nothing.
+ABSENT = {"only_merge_lora_model": False, "use_slow_tokenizer": False}
 
 
 def _positive_or_none(text: str) -> int | None:
@@ -45,6 +39,7 @@ TRAIN = from_section(
     "train", TrainConfig, TRAINING,
     {
         "sub_batch_size": {"convert": _positive_or_none},
+        "colbert_dim": {"convert": int},
         "nproc_per_node": {
             "help": "Processes that this command starts; torchrun starts its own.",
         },
@@ -53,24 +48,14 @@ TRAIN = from_section(
             "help": "Go on training the adapters of --raw_peft; --from_peft FOLDER stands for both, and --use_lora.",
         },
     },
-    leave=("args", "same_length_within_batch"),
+    leave=("args", "same_length_within_batch", "head_weights"),
 )  # fmt: skip
 
 
-def _absent() -> list[Flag]:
-    """A flag for each of `ABSENT` that the section `train` does not have."""
-    here = {name for flag in TRAIN for name in flag.names}
-    found = []
-    for name, neutral in ABSENT.items():
-        if name not in here:
-            kind = "bool" if isinstance(neutral, bool) else "list" if name.endswith(("modules", "tokens")) else "value"
-            convert = float if isinstance(neutral, (int, float)) and kind == "value" else None
-            about = "Refused." if neutral is None else f"Refused, but for {neutral}."
-            found.append(Flag((name,), about, None, kind, default=neutral, convert=convert, group=MISSING))
-    return found
-
-
-NOT_HERE = _absent()
+NOT_HERE = [
+    Flag((name,), f"Refused, but for {neutral}.", None, "bool", default=neutral, group=MISSING)
+    for name, neutral in ABSENT.items()
+]
 FLAGS = [
     rows.input_flag(("train_data", "input_file")),
     Flag(("output_dir",), "Folder of the model.", required=True),
@@ -159,12 +144,12 @@ def _environment(given: Given, output: Path) -> None:
 
 def _embedder(given: Given) -> EmbedderConfig:
     """The section `embedder`; a checkpoint that does not say how it pools is pooled by its first token."""
-    from retune.model.checkpoint import card, resolve
+    from retune.model.embedder_families import pools
+    from retune.model.parts import locate
 
     going_on = {"peft_path": given["from_peft"]} if given["from_peft"] else {}
     found = given.section("embedder", EmbedderConfig, **going_on)
-    said = card(resolve(found.model, found.revision, found.sha256, adapters_alone=True)).pooling
-    if found.pooling is None and said is None:
+    if not pools(found, locate(found)):
         log.info("%s does not say how it pools: cls, see %s", found.model, given.shown("pooling"))
         return found.model_copy(update={"pooling": "cls"})
     return found

@@ -16,8 +16,8 @@ SHARD = 500_000  # rows of a shard in a folder that is kept: what an interruptio
 OTHER = {"query": "passage_", "passage": "query_"}
 
 
-def embed_flags() -> list[Flag]:
-    """Flags of the section `embed`."""
+def embed_flags(heads: bool = False) -> list[Flag]:
+    """Flags of the section `embed`; with `heads`, also which heads of an M3 model are stored."""
     found = from_section(
         "embed", EmbedConfig, GROUP,
         {
@@ -27,7 +27,7 @@ def embed_flags() -> list[Flag]:
                 f"1; with --work_dir, one for {SHARD:,} passages",
             },
         },
-        leave=("cache",),
+        leave=("cache",) if heads else ("cache", "heads"),
     )  # fmt: skip
     about = "Folder of vectors of earlier runs: a text that the same model embedded before is not embedded again."
     return [*found, Flag(("vector_cache",), about, group=GROUP)]

@@ -191,7 +191,7 @@ class EmbedderCollate:
         queries = np.array([group.query for group in groups])
         candidates = np.stack([group.candidates for group in groups])  # [Q, G]
         other = partial(self.shuffler, groups[0].epoch) if self.shuffler else None
-        batch, places = self.chunker(np.concatenate([queries, self.text_rows[candidates.ravel()]]), other)
+        batch, places = self._chunks(queries, candidates, other)
         rows, ids = self._known(queries)
         data = self.train_set
         arrays = {
@@ -204,6 +204,12 @@ class EmbedderCollate:
         if self.sizes is not None:
             arrays["counted"] = np.arange(candidates.shape[1]) < self.sizes[queries, None]
         return batch | {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+    def _chunks(
+        self, queries: np.ndarray, candidates: np.ndarray, other: Instead | None
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """What the chunker makes of the queries [Q] and then of their candidates [Q, G]."""
+        return self.chunker(np.concatenate([queries, self.text_rows[candidates.ravel()]]), other)
 
     def _known(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(row in the batch, passage id) of every known positive of the batch's query texts, int64 [K] each."""

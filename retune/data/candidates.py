@@ -7,7 +7,7 @@ queries that have none.  Knows nothing of tokens or models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,8 @@ class TrainSet:
     """int64 [M]"""
     scores: np.ndarray
     """Teacher scores, float32 [M]; NaN where there is none."""
+    categories: list[str | None] = field(default_factory=list)
+    """What a query's class or cluster is called."""
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -60,10 +62,10 @@ class TrainSet:
         starts = np.cumsum(counts) - counts
         kept = np.arange(counts.sum()) + np.repeat(self.starts[rows] - starts, counts)
         changed = {"starts": starts, "text_ids": self.text_ids[kept], "scores": self.scores[kept]}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in changed:
-                changed[field.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name not in changed and len(value):
+                changed[one.name] = [value[row] for row in rows] if isinstance(value, list) else value[rows]
         return replace(self, **changed)
 
     def hold_back(self, number: int, seed: int) -> tuple[TrainSet, TrainSet]:
@@ -134,6 +136,7 @@ def load(
         batch_sizes=table["batch_size"].to_numpy(zero_copy_only=False).astype(np.float64), sources=sources,
         in_batch=table["in_batch_negatives"].to_numpy(), same_text=same_text, starts=np.cumsum(counts) - counts,
         n_positives=n_positives, n_negatives=counts - n_positives, text_ids=text_id[order], scores=score[order],
+        categories=table["category"].to_pylist(),
     )  # fmt: skip
 
 
@@ -148,6 +151,14 @@ def read_texts(path: Path, ids: np.ndarray) -> list[str]:
     if len(found) != len(ids):
         raise UserError(f"{path}: text_id {ids[-1]} is named by the pairs, but the table has {first} rows")
     return found
+
+
+def positive_texts(data: TrainSet, path: Path) -> list[str]:
+    """The texts of all positives, in the order of the candidates."""
+    rows = np.concatenate([start + np.arange(n) for start, n in zip(data.starts, data.n_positives, strict=True)])
+    ids, which = np.unique(data.text_ids[rows], return_inverse=True)
+    found = read_texts(path, ids)
+    return [found[place] for place in which]
 
 
 def _longer(bins: Path | None, limit: int, n_queries: int) -> np.ndarray:

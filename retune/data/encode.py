@@ -20,12 +20,13 @@ import torch
 
 from retune import processes, tables
 from retune.config import EmbedConfig, EmbedderConfig
-from retune.data import vectors
+from retune.data import headcolumns, vectors
 from retune.model.device import named
 from retune.model.embedder import Embedder
 from retune.runtime import UserError, log
 
 BLOCK = 32768  # texts tokenised and sorted by length at a time
+HEADED = 1024  # texts whose tokens' vectors are held at a time
 DEALT = 1024  # texts in a row that one of several devices gets
 WORTH_A_DEVICE = 2048  # texts that take longer than starting a process
 
@@ -74,8 +75,7 @@ def digests(model: Embedder, rows: Rows) -> np.ndarray:
     """Which text each row is, as the model reads it, instruction and all: uint64 [n, 2]."""
     parts = [np.empty((0, 2), np.uint64)]
     for _, texts, instructions in rows.blocks():
-        texts = model.prompts[rows.kind].apply(texts, instructions)
-        parts.append(vectors.digests(map(str.lower, texts) if model.card.lowercase else texts))
+        parts.append(vectors.digests(model.read(texts, rows.kind, instructions)))
     return np.concatenate(parts)
 
 
@@ -91,15 +91,42 @@ def _encode(
     """(ids, vectors of `settings.dtype`) of the wanted rows, by the block."""
     for ids, texts, instructions in rows.blocks(wanted):
         block = model.encode_texts(texts, rows.kind, instructions, settings.max_tokens_per_batch, bar)
-        with np.errstate(over="ignore"):  # the next lines tell of it
-            block = block.astype(settings.dtype, copy=False)
-        if not np.isfinite(block).all():
-            bad = int(ids[np.argmin(np.isfinite(block).all(1))])
-            raise UserError(
-                f"{rows.table}: row {bad}: its vector is not finite; set embedder.dtype and embed.dtype to float32, "
-                "or the model is broken"
-            )
-        yield ids, block
+        yield ids, _stored(block, ids, rows, settings)
+
+
+def headed(model: Embedder, rows: Rows, settings: EmbedConfig, bar: Any) -> Iterator[dict[str, Any]]:
+    """The columns of an embeddings table with what several heads make of the rows, by the block."""
+    for ids, texts, instructions in rows.blocks():
+        for start in range(0, len(texts), HEADED):
+            part = slice(start, start + HEADED)
+            own = None if instructions is None else instructions[part]
+            budget = settings.max_tokens_per_batch
+            found = model.encode_heads(texts[part], rows.kind, settings.heads, own, budget, bar)
+            columns = {"id": ids[part], "vector": tables.vector_array(_stored(found.dense, ids[part], rows, settings))}
+            if found.tokens is not None:
+                columns |= headcolumns.columns(found.tokens.values, found.weights.values, found.tokens.offsets)
+            if found.colbert is not None:
+                vectors = _stored(found.colbert.values, ids[part], rows, settings)
+                columns["colbert"] = headcolumns.colbert_column(vectors, found.colbert.offsets)
+            yield columns
+
+
+def _stored(block: np.ndarray, ids: np.ndarray, rows: Rows, settings: EmbedConfig) -> np.ndarray:
+    """Vectors in the dtype they are stored in.
+
+    Raises:
+        UserError: for one that is not finite, or that the dtype cannot hold.
+    """
+    with np.errstate(over="ignore"):  # the next lines tell of it
+        block = block.astype(settings.dtype, copy=False)
+    if not np.isfinite(block).all():
+        single = len(block) == len(ids)
+        where = f"row {ids[np.argmin(np.isfinite(block).all(1))]}" if single else f"rows {ids[0]} to {ids[-1]}"
+        raise UserError(
+            f"{rows.table}: {where}: its vector is not finite; set embedder.dtype and embed.dtype to float32, "
+            "or the model is broken"
+        )
+    return block
 
 
 class Stream:

@@ -41,6 +41,7 @@ class Row:
     neg_scores: list[float] | None
     prompt: str | None
     type: str | None
+    category: str | None = None
 
 
 def check(value: Any, relations: bool = True, scores: bool = True) -> tuple[Row | None, list[Mistake]]:
@@ -70,7 +71,9 @@ def check(value: Any, relations: bool = True, scores: bool = True) -> tuple[Row 
         return None, mistakes
     pos, pos_scores = _distinct(pos, pos_scores)
     neg, neg_scores = _distinct(neg, neg_scores)
-    return Row(query, pos, neg, pos_scores, neg_scores, prompt, kind), []
+    category = value.get("category")
+    named = category if isinstance(category, str) else None  # others' columns may be called so
+    return Row(query, pos, neg, pos_scores, neg_scores, prompt, kind, named), []
 
 
 def check_document(value: Any) -> tuple[str | None, list[Mistake]]:

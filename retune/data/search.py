@@ -286,7 +286,7 @@ def _top_k_float64(
             for start in range(0, len(queries), TILE[1]):
                 part = slice(start, start + TILE[1])
                 scores = _exact(queries[part].astype(np.float64), texts, best[part].min(1))  # [q, t]
-                _keep_best(best[part], found[part], scores, ids[first : first + TILE[0]])
+                keep_best(best[part], found[part], scores, ids[first : first + TILE[0]])
     order = np.argsort(-best, axis=1, kind="stable")
     return np.take_along_axis(best, order, 1), np.take_along_axis(found, order, 1)
 
@@ -305,7 +305,7 @@ def _exact(queries: np.ndarray, texts: np.ndarray, least: np.ndarray) -> np.ndar
     return scores
 
 
-def _keep_best(best: np.ndarray, found: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> None:
+def keep_best(best: np.ndarray, found: np.ndarray, scores: np.ndarray, ids: np.ndarray) -> None:
     """Merge scores float32 [q, t] of the texts `ids` [t] into the k best [q, k], in place, all by rising id."""
     rows = np.flatnonzero((scores > best.min(1)[:, None]).any(1))
     if not len(rows):

@@ -39,8 +39,8 @@ class Rows:
     def flush(self) -> None:
         """Write what is collected; call it at the end."""
         if self._rows:
-            columns = zip(*self._rows, strict=True)
-            self._writer.write(dict(zip(self._writer.schema.names, map(list, columns), strict=True)))
+            columns = list(map(list, zip(*self._rows, strict=True)))
+            self._writer.write(dict(zip(self._writer.schema.names[: len(columns)], columns, strict=True)))
             self._rows, self._characters = [], 0
 
 

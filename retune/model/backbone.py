@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -24,20 +25,25 @@ def _quiet() -> None:
 
 
 def load_backbone(
-    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, config: Path | None = None
-) -> torch.nn.Module:
-    """The encoder in `folder`.  A pooler which the checkpoint does not hold is left out.
+    folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, config: Path | None = None, flash: bool = False,
+    both_ways: bool = False,
+) -> torch.nn.Module:  # fmt: skip
+    """The encoder or decoder in `folder`, without a head.  A pooler which the checkpoint does not hold is left out.
 
     Args:
         config: folder of another `config.json` than its own.
+        flash: whether attention is computed by the package flash-attn.
+        both_ways: whether a language model's tokens see the whole text, as those of an encoder.
 
     Raises:
-        UserError: if weights are missing, or the architecture is not known or not an encoder.
+        UserError: if weights are missing, the architecture is not known or has both an encoder and a decoder, or
+            flash-attn is asked for and cannot be used.
     """
     from transformers import AutoConfig, AutoModel
 
     _quiet()
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    options |= {"attn_implementation": _flash()} if flash else {}
     try:
         if config is not None:
             options["config"] = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code)
@@ -51,10 +57,29 @@ def load_backbone(
         model.pooler = None
     elif missing:
         raise UserError(f"model {folder}: {len(missing)} weights are missing, such as {missing[0]}")
+    if both_ways:
+        model.config.is_causal = False
+    if getattr(model.config, "is_causal", True) is False:
+        for module in model.modules():  # an attention layer without a mask asks itself
+            if isinstance(getattr(module, "is_causal", None), bool):
+                module.is_causal = False
     pooler = getattr(model, "pooler", None)
     if isinstance(pooler, torch.nn.Module):
         pooler.requires_grad_(False)  # no vector goes through it
     return model
+
+
+def _flash() -> str:
+    """transformers' name of flash-attn's attention.
+
+    Raises:
+        UserError: where it cannot be used, and why.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("embedder.use_flash_attn: flash-attn runs on GPUs alone, and none is here; leave it out")
+    if importlib.util.find_spec("flash_attn") is None:
+        raise UserError("embedder.use_flash_attn: flash-attn is not installed; pip install flash-attn, or leave it out")
+    return "flash_attention_2"
 
 
 def set_dropout(model: torch.nn.Module, share: float) -> None:

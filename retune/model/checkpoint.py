@@ -137,6 +137,15 @@ class Card:
     lowercase: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
     truncate_dim: int | None = None
+    family: str | None = None
+    """A key of `embedder_families.FAMILIES`."""
+    formats: dict[str, str] = field(default_factory=dict)
+    """{"query" or "passage": where an instruction and a text go}."""
+    suffix: str | None = None
+    """What stands after every query of an in-context model."""
+
+
+OWN = "retune.json"  # what sentence-transformers has no place for
 
 
 def card(folder: Path, config: Path | None = None) -> Card:
@@ -167,8 +176,11 @@ def card(folder: Path, config: Path | None = None) -> Card:
             raise UserError(
                 f"model {folder}: its module {kind} is not supported (Transformer, Pooling and Normalize are)"
             )
-    lowercase = bool(sentence.get("do_lower_case"))
-    return Card(pooling, normalize, min(known, default=None), lowercase, prompts, truncate_dim)
+    lowercase, own = bool(sentence.get("do_lower_case")), read_json(folder / OWN)
+    return Card(
+        pooling, normalize, min(known, default=None), lowercase, prompts, truncate_dim, own.get("family"),
+        own.get("formats") or {}, own.get("suffix"),
+    )  # fmt: skip
 
 
 def positions(folder: Path) -> int | None:
@@ -252,6 +264,7 @@ def write_card(folder: Path, card: Card, dim: int) -> None:
         **({"truncate_dim": card.truncate_dim} if card.truncate_dim else {}),
     }
     _dump(folder / "config_sentence_transformers.json", info)
+    _dump(folder / OWN, {"family": card.family, "formats": card.formats, "suffix": card.suffix})
 
 
 def _dump(file: Path, value: Any) -> None:

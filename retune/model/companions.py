@@ -1,7 +1,7 @@
 """What lies beside a checkpoint's own weights: weights of heads and modules, the tokenizer, configs, prompts.
 
-Heads and modules are the ones of BGE-M3 (`sparse_linear.pt`, `colbert_linear.pt`) and of
-sentence-transformers (a Dense module's folder).  Knows nothing of sums.
+Heads and modules are the ones of BGE-M3 (`sparse_linear.pt` and `colbert_linear.pt`, or `heads.safetensors` with
+both) and of sentence-transformers (a Dense module's folder).  Knows nothing of sums.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from retune.model.weights import (
 from retune.runtime import log
 
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")
+HEADS_FILE = "heads.safetensors"  # both, `sparse_linear.weight` and so on
 # Weights in any form, a card that tells of another model, and what training leaves behind.
 LEFT_OUT = (
     "README.md", ".*", "*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pth", "*.index.json",
@@ -42,7 +44,7 @@ def side_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
     Raises:
         UserError: for a file that cannot be read.
     """
-    found = {name: read_pickle(folder / name) for name in HEADS if (folder / name).is_file()}
+    found = _heads(folder)
     for path in _modules(folder):
         if (folder / path / SINGLE).is_file():
             found[f"{path}/{SINGLE}"] = read_safetensors(folder / path / SINGLE)
@@ -51,22 +53,37 @@ def side_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def _heads(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """{file of `HEADS`: {name: tensor}}, whichever file they lie in."""
+    if not (folder / HEADS_FILE).is_file():
+        return {name: read_pickle(folder / name) for name in HEADS if (folder / name).is_file()}
+    found: dict[str, dict[str, Tensor]] = {}
+    for whole, tensor in read_safetensors(folder / HEADS_FILE).items():
+        part, name = whole.split(".", 1)
+        found.setdefault(f"{part}.pt", {})[name] = tensor
+    return {name: found[name] for name in HEADS if name in found}
+
+
 def matched(
     models: Sequence[str], sides: Sequence[dict[str, dict[str, Tensor]]], donor: int
 ) -> list[dict[str, dict[str, Tensor]]]:
     """The side weights that the merged model gets: the donor's files.
 
     A module that only truncates vectors holds nothing that was learnt: it is copied from the donor where others have
-    none.
+    none. So are heads that training has drawn, where another model has none at all.
     """
     for model, mine in zip(models, sides, strict=True):
         if more := [file for file in mine if file not in sides[donor]]:
             log.warning("%s: left out, as %s has none: %s", model, models[donor], ", ".join(more))
     copied = {file for file, tensors in sides[donor].items() if _truncates(tensors)}
     found = []
-    for mine in sides:
+    for model, mine in zip(models, sides, strict=True):
         kept = {file: tensors for file, tensors in mine.items() if file in sides[donor]}
-        found.append({file: sides[donor][file] for file in copied} | kept)
+        drawn = set() if any(file in mine for file in HEADS) else {file for file in HEADS if file in sides[donor]}
+        if drawn:
+            names = ", ".join(file for file in HEADS if file in drawn)
+            log.info("%s and %s: in one of them only, and copied: %s", models[donor], model, names)
+        found.append({file: sides[donor][file] for file in sides[donor] if file in copied | drawn} | kept)
     return found
 
 
@@ -91,6 +108,23 @@ def write_side(path: Path, entries: Sequence[tuple]) -> None:
         values = torch.from_numpy(np.concatenate([*pieces()]).reshape(shape))
         state[name] = values.view(torch.bfloat16) if dtype == "BF16" else values
     torch.save(state, path)
+
+
+def join_heads(folder: Path) -> None:
+    """Write the file with both heads beside those with one each, where there are both."""
+    if all((folder / name).is_file() for name in HEADS):
+        write_safetensors(
+            folder / HEADS_FILE,
+            [
+                (f"{Path(file).stem}.{name}", tensor.dtype, tensor.shape, partial(_whole, tensor))
+                for file in HEADS
+                for name, tensor in read_pickle(folder / file).items()
+            ],
+        )
+
+
+def _whole(tensor: Tensor) -> Iterator[np.ndarray]:
+    yield tensor.read(0, tensor.size)
 
 
 def _modules(folder: Path) -> list[str]:

@@ -17,24 +17,22 @@ import torch
 from torch import Tensor
 
 from retune.config import EmbedderConfig
-from retune.model import checkpoint, device, engine, parts
+from retune.model import checkpoint, device, engine, heads, multihead, parts
 from retune.model.budget import TokenBudget, budget_for
+from retune.model.embedder_families import FAMILIES
 from retune.model.engine import Tokenizer, Tokens
 from retune.model.fused import Flat, FlatEncoder
+from retune.model.incontext import SLACK, Context, cut, rendered
+from retune.model.multihead import HEADS
 from retune.model.pooling import POOLINGS
 from retune.model.portable import make_portable
 from retune.model.prompts import Prompt
 from retune.model.shortcut import Shortcut
+from retune.model.usage import embedding_tokenizer, looks_both_ways, usage
 from retune.runtime import UserError, log
 
 PASSAGE_PROMPTS = ("document", "passage", "corpus")
 AHEAD = 1 << 20  # characters tokenised at a time, while the model computes the ones before
-
-
-def _chosen(name: str, asked, said, default):
-    if asked is not None and said is not None and asked != said:
-        log.warning("embedder.%s: %r is asked for, but the checkpoint says %r", name, asked, said)
-    return asked if asked is not None else said if said is not None else default
 
 
 class Embedder(torch.nn.Module):
@@ -43,6 +41,8 @@ class Embedder(torch.nn.Module):
     Attributes:
         backbone: the transformer. card: how the checkpoint is used, with the config's choices applied.
         prompts: {"query": Prompt, "passage": Prompt}. max_lengths: tokens, by the same keys.
+        context: what stands around every query of an in-context model; None for others.
+        heads: those of an M3 model beside the dense one, where it has them.
         shortcut: the backbone's faster form, where it has one.
     """
 
@@ -51,14 +51,20 @@ class Embedder(torch.nn.Module):
         self.backbone, self.card, self.settings = backbone, card, settings
         self.tokenizer = Tokenizer(tokenizer)
         self.pad_token_id = tokenizer.pad_token_id or 0
-        said = card.prompts
-        passage = next((said[name] for name in PASSAGE_PROMPTS if said.get(name)), None)
+        said = {"query": card.prompts.get("query")}
+        said["passage"] = next((card.prompts[name] for name in PASSAGE_PROMPTS if card.prompts.get(name)), None)
         self.prompts = {
-            "query": Prompt(settings.query_instruction, settings.query_instruction_format)
-            if settings.query_instruction is not None else Prompt(said.get("query")),
-            "passage": Prompt(settings.passage_instruction, settings.passage_instruction_format)
-            if settings.passage_instruction is not None else Prompt(passage),
-        }  # fmt: skip
+            kind: Prompt(instruction, card.formats[kind], said[kind] if instruction is None else None)
+            for kind in ("query", "passage")
+            for instruction in (getattr(settings, f"{kind}_instruction"),)
+        }
+        self.family = FAMILIES[card.family]
+        self.context: Context | None = None
+        if card.suffix is not None:
+            template = settings.examples_instruction_format
+            self.context = Context(card.suffix, rendered(settings.examples, template, settings.query_instruction))
+        elif settings.examples:
+            raise UserError(f"embedder.examples: {settings.model} is no in-context model; set embedder.family: icl")
         self.max_lengths = {
             "query": min(settings.query_max_length or 10**9, card.max_length or 512),
             "passage": min(settings.passage_max_length or 10**9, card.max_length or 512),
@@ -72,6 +78,7 @@ class Embedder(torch.nn.Module):
                 f"embedder.truncate_dim: {card.truncate_dim} is more than the {backbone.config.hidden_size} dimensions "
                 f"of {settings.model}"
             )
+        self.heads: heads.Heads | None = None
         self._budget: TokenBudget | None = None
         self.shortcut = Shortcut()
 
@@ -91,20 +98,47 @@ class Embedder(torch.nn.Module):
         if not isinstance(settings, EmbedderConfig):
             settings = EmbedderConfig(model=str(settings))
         made_of = parts.locate(settings)
-        card = checkpoint.card(made_of.checkpoint, made_of.config or made_of.weights)
-        pooling = _chosen("pooling", settings.pooling, card.pooling, None)
-        if pooling is None:
-            raise UserError(
-                f"model {settings.model}: it does not say how it pools; set embedder.pooling ({', '.join(POOLINGS)})"
-            )
-        card = replace(
-            card, pooling=pooling, normalize=_chosen("normalize", settings.normalize, card.normalize, True),
-            truncate_dim=_chosen("truncate_dim", settings.truncate_dim, card.truncate_dim, None),
-        )  # fmt: skip
+        card = usage(settings, made_of)
         target = target or device.best_device()
         dtype = dtype or device.compute_dtype(settings.dtype, target)
-        backbone, tokenizer = parts.load(made_of, settings, dtype)
-        return cls(backbone.to(target).eval(), tokenizer, card, settings)
+        backbone, tokenizer = parts.load(made_of, settings, dtype, looks_both_ways(settings, made_of))
+        tokenizer = embedding_tokenizer(tokenizer, made_of.texts_by, made_of, card)
+        found = cls(backbone.to(target).eval(), tokenizer, card, settings)
+        found.take_heads(made_of.heads)
+        return found
+
+    @classmethod
+    def start(cls, settings: EmbedderConfig, target: torch.device, seed: int, colbert_dim: int | None) -> Embedder:
+        """An M3 embedder to be trained, in float32: with the checkpoint's heads, or with new ones drawn with `seed`.
+
+        Raises:
+            UserError: see `complete_heads`.
+        """
+        found = cls.load(settings, torch.float32, target)
+        found.complete_heads(seed, colbert_dim)
+        return found
+
+    def take_heads(self, folder: Path) -> None:
+        """Have the heads of a folder, where this is an M3 model, and there are some."""
+        if self.card.family == "m3":
+            found = heads.load(folder, self.backbone.config.hidden_size, heads.special_ids(self.tokenizer.hf))
+            self.heads = found.to(self.device, self.dtype) if found is not None else self.heads
+
+    def complete_heads(self, seed: int, colbert_dim: int | None) -> None:
+        """Have new heads, drawn with `seed`, where there are none.
+
+        Raises:
+            UserError: for a model of another family, or whose heads are of another width than `colbert_dim`.
+        """
+        name = self.settings.model
+        if self.card.family != "m3":
+            raise UserError(f"train.unified_finetuning: {name} has one head; set embedder.family: m3")
+        if self.heads is None:
+            special = heads.special_ids(self.tokenizer.hf)
+            fresh = heads.fresh(self.backbone.config.hidden_size, colbert_dim, special, seed)
+            self.heads = fresh.to(self.device, self.dtype)
+        elif colbert_dim not in (None, self.heads.colbert_dim):
+            raise UserError(f"train.colbert_dim: {name} has a head of {self.heads.colbert_dim} dimensions")
 
     @property
     def device(self) -> torch.device:
@@ -126,34 +160,88 @@ class Embedder(torch.nn.Module):
             kind: "query" or "passage".
             instructions: a text's own instruction, which comes before the common one.
         """
-        return self._tokens(texts, kind, instructions, self.max_lengths[kind])
+        limit = self.max_lengths[kind]
+        if kind == "query" and self.context is not None and self.context.examples:
+            limit += int(self.tokenizer([self.context.examples], None).lengths[0]) + SLACK
+        return self.tokenizer(self.read(texts, kind, instructions), limit)
 
     def cut(self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None) -> np.ndarray:
         """Whether `tokenize` leaves an end of each text out, bool [n]."""
+        if kind == "query" and self.context is not None:
+            own = self.prompts[kind].apply(texts, instructions)
+            return self.tokenizer(own, None, special=False).lengths > self.room()
         limit = self.max_lengths[kind]
-        return self._tokens(texts, kind, instructions, limit + 1).lengths > limit
+        return self.tokenizer(self.read(texts, kind, instructions), limit + 1).lengths > limit
 
-    def _tokens(
-        self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None, max_length: int
-    ) -> Tokens:
+    def read(self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None) -> list[str]:
+        """The texts as the tokenizer gets them, with prompts and all that stands around a query.
+
+        Arguments are those of `tokenize`.
+        """
         texts = self.prompts[kind].apply(texts, instructions)
-        if self.card.lowercase:
-            texts = [text.lower() for text in texts]
-        return self.tokenizer(texts, max_length)
+        if kind == "query" and self.context is not None:
+            kept = cut(self.tokenizer, texts, self.room())
+            texts = [f"{self.context.examples}{text}{self.context.suffix}" for text in kept]
+        return [text.lower() for text in texts] if self.card.lowercase else texts
+
+    def tokenize_within(self, texts: Sequence[str], prefixes: Sequence[str]) -> Tokens:
+        """Ids of queries, instructions included, each after examples of its own; prefix and query together are cut."""
+        whole = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
+        whole = [text + self.context.suffix for text in cut(self.tokenizer, whole, self.room())]
+        return self.tokenizer(whole, self.max_lengths["query"])
+
+    def room(self, length: int = 0, kept: int = 0) -> int:
+        """Tokens that a query's length leaves beside its suffix, special tokens and `length`, of which `kept` count."""
+        around = self.tokenizer([self.context.suffix], None).lengths[0]
+        return int(self.max_lengths["query"] - around - min(length, kept))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids int64 [B, L], attention_mask [B, L] (None: no padding) → float32 [B, dim]."""
         if (flat := self.shortcut.of(self.backbone, attention_mask)) is not None:
             return self._finished(self._pooled(flat, Flat.of(input_ids, attention_mask)))
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, L, D]
+        hidden = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, **self.family.options
+        ).last_hidden_state  # [B, L, D]
         return self._finished(POOLINGS[self.card.pooling](hidden, attention_mask))
+
+    def represent(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, heads: Sequence[str] = HEADS
+    ) -> dict[str, Tensor]:
+        """What the heads make of a batch, its tokens flat, one text after the other.
+
+        Returns:
+            dense float32 [B, dim], lengths int64 [B], ids int64 [T], sparse float32 [T], colbert float32 [T - B, C].
+        """
+        if (flat := self.shortcut.of(self.backbone, attention_mask)) is not None:
+            batch = Flat.of(input_ids, attention_mask)
+            states = flat(batch)  # [T, D]
+            pooled = self._pooled_states(states, batch)
+        else:
+            hidden = self.backbone(
+                input_ids=input_ids, attention_mask=attention_mask, **self.family.options
+            ).last_hidden_state  # [B, L, D]
+            pooled = POOLINGS[self.card.pooling](hidden, attention_mask)
+            states = hidden.flatten(0, 1) if attention_mask is None else hidden[attention_mask.bool()]  # [T, D]
+        every = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        ids, lengths = input_ids[every.bool()], every.sum(1)  # [T], [B]
+        found = {"dense": self._finished(pooled), "lengths": lengths, "ids": ids}
+        if "sparse" in heads:
+            found["sparse"] = self.heads.sparse(states, ids)
+        if "colbert" in heads:
+            later = torch.ones_like(ids, dtype=torch.bool)
+            later[lengths.cumsum(0) - lengths] = False
+            found["colbert"] = self.heads.colbert(states[later], self.card.normalize)
+        return found
 
     def _pooled(self, flat: FlatEncoder, batch: Flat) -> Tensor:
         """Pooled float32 [B, D], by the backbone's faster form."""
         if self.card.pooling == "cls":
             return flat(batch, first=True).float()
-        hidden = flat(batch)  # [T, D]
-        parts = [hidden[at : at + texts * length].view(texts, length, -1) for at, texts, length in batch.groups]
+        return self._pooled_states(flat(batch), batch)
+
+    def _pooled_states(self, states: Tensor, batch: Flat) -> Tensor:
+        """Pooled float32 [B, D], of the states [T, D] of flat tokens."""
+        parts = [states[at : at + texts * length].view(texts, length, -1) for at, texts, length in batch.groups]
         return torch.cat([POOLINGS[self.card.pooling](part, None) for part in parts])
 
     def _finished(self, pooled: Tensor) -> Tensor:
@@ -161,15 +249,20 @@ class Embedder(torch.nn.Module):
         pooled = pooled[:, : self.dim]
         return torch.nn.functional.normalize(pooled, dim=-1) if self.card.normalize else pooled
 
+    def budget(self, max_tokens: int | None) -> TokenBudget | int:
+        """Padded tokens of a batch: as given, else what was found for the device so far."""
+        if max_tokens is not None:
+            return max_tokens
+        self._budget = self._budget or budget_for(self.device, self.dtype)
+        return self._budget
+
     def encode(self, tokens: Tokens, max_tokens: int | None = None, bar=None) -> np.ndarray:
         """Vectors of tokenised texts, float32 [n, dim], in their order.
 
         Args:
             max_tokens: padded tokens of a batch; found for the device where not given.
         """
-        if max_tokens is None and self._budget is None:
-            self._budget = budget_for(self.device, self.dtype)
-        budget = self._budget if max_tokens is None else max_tokens
+        budget = self.budget(max_tokens)
         with self.shortcut.settled(self.backbone):
             out = engine.run(
                 self, tokens, pad_id=self.pad_token_id, max_tokens=budget,
@@ -207,6 +300,17 @@ class Embedder(torch.nn.Module):
                 out[rows] = self.encode(tokens, max_tokens, bar)
         return out
 
+    def encode_heads(
+        self, texts: Sequence[str], kind: str, heads: Sequence[str] = HEADS,
+        instructions: Sequence[str | None] | None = None, max_tokens: int | None = None, bar=None,
+    ) -> multihead.Encoded:  # fmt: skip
+        """What an M3 model's heads make of texts, in their order; arguments as for `encode_texts`.
+
+        Raises:
+            UserError: for heads that the model does not have.
+        """
+        return multihead.encode(self, self.tokenize(texts, kind, instructions), heads, max_tokens, bar)
+
     def encode_queries(self, texts: Sequence[str], instructions: Sequence[str | None] | None = None) -> np.ndarray:
         """Vectors of queries, float32 [n, dim]."""
         return self.encode_texts(texts, "query", instructions)
@@ -216,7 +320,7 @@ class Embedder(torch.nn.Module):
         return self.encode_texts(texts, "passage")
 
     def save(self, folder: Path) -> None:
-        """Write weights, tokenizer, sentence-transformers modules and prompts."""
+        """Write weights, tokenizer, sentence-transformers modules and prompts, also for transformers 4."""
         self.backbone.save_pretrained(folder)
         self.save_use(folder)
 
@@ -228,7 +332,9 @@ class Embedder(torch.nn.Module):
         longest = max(self.max_lengths.values())
         card = replace(self.card, prompts=prompts, max_length=self.card.max_length or longest)
         checkpoint.write_card(Path(folder), card, self.backbone.config.hidden_size)
-        make_portable(Path(folder))
+        if self.heads is not None:
+            heads.write(Path(folder), self.heads.state_dict())
+        make_portable(Path(folder), self.tokenizer.hf, self.family.causal)
 
 
 def _blocks(lengths: np.ndarray, size: int) -> Iterator[np.ndarray]:

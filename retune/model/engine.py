@@ -6,9 +6,10 @@ rows of results; nothing of prompts, pooling or tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,12 +123,25 @@ def pad(tokens: Tokens, rows: np.ndarray, pad_id: int, multiple: int = 1) -> dic
     return batch
 
 
-@torch.inference_mode()
 def run(
     forward: Callable[..., Tensor], tokens: Tokens, *, pad_id: int, max_tokens: int | TokenBudget, multiple: int,
     device: torch.device, bar=None,
 ) -> np.ndarray:  # fmt: skip
-    """`forward(**batch)` → [B, ...] over all texts, in the order of `tokens`; float32 [n, ...].
+    """`forward(**batch)` → [B, ...] over all texts, in the order of `tokens`; float32 [n, ...].  See `stream`."""
+    results = Results(len(tokens))
+    for rows, out in stream(
+        forward, tokens, pad_id=pad_id, max_tokens=max_tokens, multiple=multiple, device=device, bar=bar
+    ):
+        results.add(rows, out)
+    return results.array()
+
+
+@torch.inference_mode()
+def stream(
+    forward: Callable[..., Any], tokens: Tokens, *, pad_id: int, max_tokens: int | TokenBudget, multiple: int,
+    device: torch.device, bar=None,
+) -> Iterator[tuple[np.ndarray, Any]]:  # fmt: skip
+    """(rows [B], `forward(**batch)`) of batches, until all texts are done; a single tensor comes in float32.
 
     Longest texts first.  A batch that does not fit the memory is tried again with fewer texts, and
     the budget stays lower; nothing that was computed is computed again.
@@ -143,7 +157,7 @@ def run(
     budget = max_tokens if isinstance(max_tokens, TokenBudget) else TokenBudget(max_tokens)
     order = np.argsort(-tokens.lengths, kind="stable")
     widths = np.maximum(rounded(tokens.lengths, multiple), 1)
-    results, start = Results(len(order)), 0
+    start = 0
     while start < len(order):
         width = int(widths[order[start]])
         rows = order[start : start + budget.rows(width)]
@@ -156,19 +170,19 @@ def run(
             budget.failed(len(rows) * width)
             torch.cuda.empty_cache()
             continue
-        results.add(rows, out)
+        yield rows, out
         if budget.growing:
             budget.fitted(len(rows) * width, room_to_double(device))
         start += len(rows)
         if bar is not None:
             bar.update(len(rows))
-    return results.array()
 
 
-def _fitting(forward: Callable[..., Tensor], batch: dict[str, Tensor], device: torch.device) -> Tensor | None:
-    """The batch's results in float32, [B, ...]; None where they do not fit the memory."""
+def _fitting(forward: Callable[..., Any], batch: dict[str, Tensor], device: torch.device) -> Any:
+    """The batch's results, a single tensor in float32; None where they do not fit the memory."""
     try:
-        return forward(**{name: sent(part, device) for name, part in batch.items()}).float()
+        out = forward(**{name: sent(part, device) for name, part in batch.items()})
+        return out.float() if isinstance(out, Tensor) else out
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

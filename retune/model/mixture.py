@@ -50,6 +50,7 @@ def mix(
         for file in side[donor]:
             own = [(mine[file], weight) for mine, weight in zip(side, weights, strict=True) if weight]
             companions.write_side(part / file, [summing.entry(n, own, lambda _: None) for n in side[donor][file]])
+        companions.join_heads(part)
         companions.state_dtype(part / "config.json", [summing.first(mixed, name).dtype for name in merged])
     shares = [f"{weight:g} × {model}" for model, weight in zip(models, weights, strict=True)]
     log.info("merged %d tensors of %s", len(merged), ", ".join(shares))

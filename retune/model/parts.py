@@ -12,7 +12,7 @@ import torch
 
 from retune.config import EmbedderConfig
 from retune.model import adapters as lora
-from retune.model import checkpoint
+from retune.model import checkpoint, heads
 from retune.model.backbone import load_backbone, load_tokenizer
 from retune.model.vocabulary import grow
 from retune.runtime import UserError
@@ -39,6 +39,18 @@ class Parts:
         """All of them, each once."""
         found = (self.checkpoint, self.weights, self.config, self.tokenizer, *self.adapters)
         return list(dict.fromkeys(folder for folder in found if folder is not None))
+
+    @property
+    def texts_by(self) -> Path:
+        """The folder of the tokenizer that is used."""
+        own = (folder for folder in reversed(self.adapters) if checkpoint.has_tokenizer(folder))
+        return self.tokenizer or next(own, self.weights)
+
+    @property
+    def heads(self) -> Path:
+        """The folder whose heads hold, where it is an M3 model: those beside adapters were trained with these."""
+        own = (folder for folder in (*reversed(self.adapters), self.checkpoint) if heads.there(folder))
+        return next(own, self.weights)
 
 
 def locate(settings: EmbedderConfig) -> Parts:
@@ -73,15 +85,20 @@ def _base(folder: Path) -> Path:
     return checkpoint.resolve(base, said.get("revision"))
 
 
-def load(parts: Parts, settings: EmbedderConfig, dtype: torch.dtype) -> tuple[torch.nn.Module, object]:
+def load(
+    parts: Parts, settings: EmbedderConfig, dtype: torch.dtype, both_ways: bool = False
+) -> tuple[torch.nn.Module, object]:
     """(backbone with all adapters folded in, tokenizer).
+
+    Args:
+        both_ways: see `backbone.load_backbone`.
 
     Raises:
         UserError: for parts that are broken, or do not fit each other.
     """
     trusted = settings.trust_remote_code
     tokenizer = load_tokenizer(parts.tokenizer or parts.weights, trusted)
-    backbone = load_backbone(parts.weights, dtype, trusted, parts.config)
+    backbone = load_backbone(parts.weights, dtype, trusted, parts.config, settings.use_flash_attn, both_ways)
     if parts.tokenizer and len(tokenizer) > (rows := len(backbone.get_input_embeddings().weight)):
         raise UserError(
             f"embedder.tokenizer_name: its {len(tokenizer)} tokens are more than the {rows} that {settings.model} has "

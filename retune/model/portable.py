@@ -10,23 +10,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+from retune.model import endings
 from retune.model.checkpoint import read_json
 
 GENERIC, OLDER_GENERIC = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 
-def make_portable(folder: Path) -> None:
-    """Complete a checkpoint's config.json and tokenizer_config.json."""
-    _change(folder / "tokenizer_config.json", _tokenizer_keys(read_json(folder / "tokenizer_config.json")))
+def make_portable(folder: Path, hf=None, causal: bool = False) -> None:
+    """Complete a checkpoint's config.json and tokenizer_config.json.
+
+    Args:
+        hf: its tokenizer. causal: whether it is a language model, whose tokenizer classes follow `add_eos_token`.
+    """
+    _change(folder / "tokenizer_config.json", _tokenizer_keys(read_json(folder / "tokenizer_config.json"), hf, causal))
     _change(folder / "config.json", _rope_keys(read_json(folder / "config.json")))
 
 
-def _tokenizer_keys(config: dict[str, Any]) -> dict[str, Any]:
+def _tokenizer_keys(config: dict[str, Any], hf, causal: bool) -> dict[str, Any]:
     changed = dict(config)
     if changed.get("tokenizer_class") == GENERIC:
         changed["tokenizer_class"] = OLDER_GENERIC
     if isinstance(changed.get("extra_special_tokens"), list):  # a mapping by name, until transformers 5
         changed["additional_special_tokens"] = changed.pop("extra_special_tokens")
+    if causal:
+        changed |= dict(zip(("add_bos_token", "add_eos_token"), endings.adds(hf), strict=True))
     return changed
 
 

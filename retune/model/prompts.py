@@ -14,18 +14,24 @@ class Prompt:
 
     instruction: str | None = None
     template: str = "{}{}"
+    before: str | None = None
+    """What stands before every text, where a checkpoint gives it ready made; the instruction then is unknown."""
 
     def apply(self, texts: Sequence[str], instructions: Sequence[str | None] | None = None) -> list[str]:
         """The texts as the model reads them; a text's own instruction comes before the common one."""
-        if instructions is None and not self.instruction:
-            return list(texts)
         if instructions is None:
-            return [self.template.format(self.instruction, text) for text in texts]
-        own = (one or self.instruction for one in instructions)
-        return [self.template.format(one, text) if one else text for one, text in zip(own, texts, strict=True)]
+            instructions = [None] * len(texts)
+        return [self._one(text, own) for text, own in zip(texts, instructions, strict=True)]
+
+    def _one(self, text: str, own: str | None) -> str:
+        if own or self.instruction:
+            return self.template.format(own or self.instruction, text)
+        return self.before + text if self.before else text
 
     def prefix(self) -> str:
         """What stands before every text, as sentence-transformers' prompts have it."""
+        if self.before is not None:
+            return self.before
         if not self.instruction:
             return ""
         before, after = self.template.format(self.instruction, "\0").split("\0")

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from retune.config import EmbedderConfig, TrainConfig
-from retune.model import adapters, parts
+from retune.model import adapters, checkpoint, heads, parts
 from retune.model.backbone import set_dropout
 from retune.model.embedder import Embedder
 from retune.model.engine import Tokenizer
 from retune.model.portable import make_portable
+from retune.model.usage import embedding_tokenizer
 from retune.model.vocabulary import add_tokens
 from retune.runtime import UserError, log
 
@@ -22,21 +23,22 @@ POSITIONS = "position_embeddings"
 
 
 def load(settings: EmbedderConfig, training: TrainConfig, seed: int, target: torch.device | None = None) -> Embedder:
-    """The model of `settings` in float32, with the tokens, the dropout and the adapters that `training` asks for.
+    """The model of `settings` in float32, with the tokens, heads, dropout and adapters that `training` asks for.
 
     Args:
-        seed: of new adapters.
+        seed: of new adapters and heads.
 
     Raises:
         UserError: for settings that contradict each other or do not fit the model.
     """
     _check(settings, training)
+    settings = settings.model_copy(update={"examples": []})  # batches have examples of their own
     kept = settings.peft_path if training.continue_adapters else None
     model = Embedder.load(settings.model_copy(update={"peft_path": None}) if kept else settings, torch.float32, target)
     folder = adapters.located(kept, parts.KEY) if kept else None
-    if folder and settings.tokenizer_name is None:
-        tokenizer = parts.with_tokens_of(folder, model.tokenizer.hf, model.backbone, settings.trust_remote_code)
-        model.tokenizer = Tokenizer(tokenizer)
+    if folder:
+        _take_beside(model, folder)
+    _choose_heads(model, training, seed)
     new = _add_tokens(model, training.additional_special_tokens or [])
     if new and folder:
         raise UserError(
@@ -58,7 +60,28 @@ def load(settings: EmbedderConfig, training: TrainConfig, seed: int, target: tor
         )
     if training.fix_position_embedding:
         _fix_positions(model.backbone)
+    if training.fix_encoder:
+        model.backbone.requires_grad_(False)
     return model
+
+
+def _take_beside(model: Embedder, adapters: Path) -> None:
+    """Have the tokenizer and the heads that lie with adapters, where there are some."""
+    if model.settings.tokenizer_name is None and checkpoint.has_tokenizer(adapters):
+        trusted = model.settings.trust_remote_code
+        tokenizer = parts.with_tokens_of(adapters, model.tokenizer.hf, model.backbone, trusted)
+        tokenizer = embedding_tokenizer(tokenizer, adapters, parts.locate(model.settings), model.card)
+        model.tokenizer = Tokenizer(tokenizer)
+    model.take_heads(adapters)
+
+
+def _choose_heads(model: Embedder, training: TrainConfig, seed: int) -> None:
+    """Leave an M3 model the heads that are trained."""
+    if training.unified_finetuning:
+        model.complete_heads(seed, training.colbert_dim)
+    elif model.heads is not None:
+        log.info("train.unified_finetuning is off: dense is trained alone, and no other head is saved")
+        model.heads = None
 
 
 def _check(settings: EmbedderConfig, training: TrainConfig) -> None:
@@ -128,7 +151,9 @@ def save(model: Embedder, folder: Path, training: TrainConfig) -> None:
     adapters.save(model.backbone, beside, base, None if here else model.settings.revision)
     if training.save_merged_lora_model:
         model.tokenizer.save(beside)
-        make_portable(beside)
+        make_portable(beside, model.tokenizer.hf, model.family.causal)
+        if model.heads is not None:
+            heads.write(beside, model.heads.state_dict())
         model.backbone = adapters.unwrap(model.backbone)
         model.save(folder)
     else:

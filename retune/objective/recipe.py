@@ -143,23 +143,39 @@ class Recipe:
         own = DISTILLATION[self.distillation].info_nce_weight
         return own if self.info_nce_weight is None else self.info_nce_weight
 
-    def _pool(self, queries: Tensor, passages: Tensor, candidates: Candidates) -> Pool:
-        n_queries, size = len(queries), len(passages) // len(queries)
-        counted, device = candidates.counted, queries.device
+    def columns(self, n_queries: int, size: int, candidates: Candidates) -> Columns:
+        """What the columns of a score matrix are to this process's queries, each with a group of `size`.
+
+        The matrix is [Q, G] where the reach is a group, else [Q, P].  With scope `world`, all processes must call it
+        together.
+        """
+        return self._columns(n_queries, size, candidates)[0]
+
+    def _columns(self, n_queries: int, size: int, candidates: Candidates) -> tuple[Columns, Tensor | None]:
+        """`columns`, and which columns are no negatives of a query whatever its group has: bool [Q, P]."""
+        counted, device = candidates.counted, candidates.passage_ids.device
         if self.reach == "group":
             own = torch.arange(size, device=device).expand(n_queries, -1)
             excluded = torch.zeros_like(own, dtype=torch.bool) if counted is None else ~counted
-            return Pool(passages, None, Columns(own, excluded), None)
+            return Columns(own, excluded), None
         everywhere = self.scope == "world"
-        share, share_vectors = (gather, gather_with_gradient) if everywhere else (_same, _same)
-        own = group_columns(n_queries, size, world()[0] * len(passages) if everywhere else 0, device)
+        share = gather if everywhere else _same
+        own = group_columns(n_queries, size, world()[0] * n_queries * size if everywhere else 0, device)
         no_negatives, duplicates = self._no_negatives(own, share(candidates.passage_ids), candidates)
         excluded = no_negatives | duplicates
         if counted is not None:
             excluded = excluded | ~share(counted).view(-1)
-        to_passage = Columns(own, outside(excluded, own, None if counted is None else ~counted))
+        return Columns(own, outside(excluded, own, None if counted is None else ~counted)), no_negatives
+
+    def _pool(self, queries: Tensor, passages: Tensor, candidates: Candidates) -> Pool:
+        n_queries, size = len(queries), len(passages) // len(queries)
+        to_passage, no_negatives = self._columns(n_queries, size, candidates)
+        if self.reach == "group":
+            return Pool(passages, None, to_passage, None)
+        share, share_vectors = (gather, gather_with_gradient) if self.scope == "world" else (_same, _same)
         if TO_QUERY not in self.directions:
             return Pool(share_vectors(passages), None, to_passage, None)
+        own = to_passage.own
         to_query = _transposed(no_negatives[:, ::size], own[:, :1] // size, candidates.in_batch, share)
         return Pool(share_vectors(passages), share_vectors(queries), to_passage, to_query)
 
@@ -185,17 +201,30 @@ class Recipe:
         """[Q, G] in the reach of a group, else [Q, P]."""
         return (group_scores if self.reach == "group" else score_matrix)(queries, passages)
 
+    def on_scores(self, scores: Tensor, columns: Columns, teacher: Tensor | None) -> Tensor:
+        """The loss of any scores of this process's queries, such as one of several heads gives.
+
+        Args:
+            scores: float [Q, G] where the reach is a group, else [Q, P]. columns: from `columns`.
+            teacher: the teacher's scores, float [Q, G].
+        """
+        return self._total(scores, columns, [], teacher)
+
     def _loss(self, queries: Tensor, pool: Pool, teacher: Tensor | None) -> Tensor:
-        losses, own = [], pool.to_passage.own
-        scores = self._scores(queries, pool.passages)  # [Q, P]
-        excluded = self._excluded(scores, pool.to_passage)
+        scores, reverse = self._scores(queries, pool.passages), []  # [Q, P]
+        if self._weight and pool.to_query is not None:
+            positives = pool.passages.index_select(0, pool.to_passage.own[:, 0])  # [Q, d]
+            back = score_matrix(positives, pool.queries)  # [Q, P / G]
+            masked = self._excluded(back, pool.to_query)
+            reverse.append(info_nce(back, pool.to_query.own[:, 0], self.temperature, masked))
+        return self._total(scores, pool.to_passage, reverse, teacher)
+
+    def _total(self, scores: Tensor, columns: Columns, reverse: list[Tensor], teacher: Tensor | None) -> Tensor:
+        """InfoNCE, averaged with that of the other direction, and the distillation."""
+        own, excluded, losses = columns.own, self._excluded(scores, columns), []
         if self._weight and TO_PASSAGE in self.directions:
             losses.append(info_nce(scores, own[:, 0], self.temperature, excluded))
-        if self._weight and pool.to_query is not None:
-            positives = pool.passages.index_select(0, own[:, 0])  # [Q, d]
-            reverse = score_matrix(positives, pool.queries)  # [Q, P / G]
-            masked = self._excluded(reverse, pool.to_query)
-            losses.append(info_nce(reverse, pool.to_query.own[:, 0], self.temperature, masked))
+        losses += reverse
         loss = self._weight * torch.stack(losses).mean() if losses else scores.new_zeros(())
         if self.distillation is not None:
             distil = DISTILLATION[self.distillation].loss

@@ -18,8 +18,12 @@ FURTHER = {
     "accuracy": ("Accuracy", "tuned", ""),
     "positive_similarity": ("Similarity of the positives", "tuned", ""),
     "negative_similarity": ("Similarity of the negatives", "merged", ""),
+    "sparse_nonzero": ("Share of tokens that the sparse head weighs", "base", ""),
 }
 """Columns that are drawn where they were logged: title, colour and number format."""
+
+
+COLLAPSED = "The sparse head has collapsed: at the end of training it weighs every token 0, and finds nothing."
 
 
 def training(path: Path) -> Section | None:
@@ -37,11 +41,14 @@ def curves(path: Path) -> Html | None:
         f"{plural(int(found['step'].max()), 'step')}, {decimal(found['epoch'].max(), 2)} epochs. "
         f"Loss {decimal(losses['loss'][0])} at the first logged step, {decimal(losses['loss'][-1])} at the last."
     )
+    alarm = []
+    if "sparse_nonzero" in found.columns and found["sparse_nonzero"].drop_nulls()[-1:].to_list() == [0.0]:
+        alarm.append(paragraph(COLLAPSED, css="bad"))
     drawn = [_curve(losses, "loss", "Loss", "tuned", "")]
     for column, (title, colour, y_format) in FURTHER.items():
         if column in found.columns and found[column].count() > 1:
             drawn.append(_curve(found, column, title, colour, y_format))
-    return join([paragraph(said), tag("div", *drawn, css="plots")])
+    return join([*alarm, paragraph(said), tag("div", *drawn, css="plots")])
 
 
 def _curve(frame: pl.DataFrame, column: str, title: str, colour: str, y_format: str) -> Html:

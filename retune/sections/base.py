@@ -71,9 +71,24 @@ TrainingArgs = Annotated[dict[str, Any], BeforeValidator(_numbers)]
 
 
 def _two_places(value: str) -> str:
+    value = with_newlines(value)
     if value.count("{}") != 2:
         raise ValueError("expected two places written {}: one for the instruction, one for the text")
     return value
 
 
+def with_newlines(value: str) -> str:
+    r"""`\n` written as two characters, as a shell or a quoted YAML string has it, is a line break."""
+    return value.replace("\\n", "\n")
+
+
+def _three_places(value: str) -> str:
+    value = with_newlines(value)
+    if value.count("{}") != 3:
+        raise ValueError("expected three places written {}: for the instruction, the query and the response")
+    return value
+
+
 Template = Annotated[str, AfterValidator(_two_places)]
+ExampleTemplate = Annotated[str, AfterValidator(_three_places)]
+WithBreaks = Annotated[str, AfterValidator(with_newlines)]  # text in which `\\n` is a line break

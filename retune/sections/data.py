@@ -90,6 +90,9 @@ class SplitConfig(Section):
         return value
 
 
+Head = Literal["dense", "sparse", "colbert"]
+
+
 class EmbedConfig(Section):
     shards: Annotated[int, Field(ge=1, le=99)] = 1
     """Files, and jobs, that a collection's texts are embedded in."""
@@ -97,8 +100,16 @@ class EmbedConfig(Section):
     """Padded tokens of a batch; found for the device and the model where not given."""
     dtype: Literal["float16", "float32"] = "float16"
     """Of the stored vectors."""
+    heads: Annotated[list[Head], Field(min_length=1)] = ["dense"]
+    """Of an M3 embedder, what is stored beside `dense`: `sparse`, the tokens' weights, and `colbert`, a vector for each
+    token. What a benchmark needs is decided by `evaluate.heads`."""
     cache: bool = True
     """Take vectors of texts that the same model embedded before from `results/.vectors`, which links to results."""
+
+    @field_validator("heads")
+    @classmethod
+    def _with_dense(cls, value: list[str]) -> list[str]:
+        return [head for head in ("dense", "sparse", "colbert") if head == "dense" or head in value]
 
 
 class MineConfig(Section):

@@ -96,6 +96,14 @@ class MinDeltaConfig(Section):
     """Those that must pass; the last of `evaluate.models` where not given."""
 
 
+class SumWeights(Section):
+    """Of each head's scores in `hybrid`."""
+
+    dense: float = 1.0
+    sparse: float = 0.3
+    colbert: float = 1.0
+
+
 class EvaluateConfig(Section):
     benchmarks: dict[Name, BenchmarkConfig] = Field(default_factory=dict)
     """{name: where its queries, passages and judgments are}."""
@@ -119,12 +127,30 @@ class EvaluateConfig(Section):
     trec: bool = False
     """Write each run in TREC's form as well, `<model>.trec` beside it."""
 
+    heads: Annotated[list[Literal["dense", "sparse", "colbert", "hybrid"]], Field(min_length=1)] = ["dense"]
+    """Who ranks: `dense` by vectors, `sparse` by the tokens' weights, `colbert` by the tokens' vectors among the `k`
+    that dense ranks first, `hybrid` by their weighted sum among the first `k` of dense and of sparse. All but dense
+    need an M3 embedder; each is measured by itself, as `tuned-sparse` and so on."""
+    head_weights: SumWeights = Field(default_factory=SumWeights)
+    """How much each head counts in `hybrid`."""
+
+    def stored_heads(self) -> list[str]:
+        """What of an embedder's heads the rankings need."""
+        needed = {"sparse": {"sparse"}, "colbert": {"colbert"}}
+        needed["hybrid"] = {head for head in ("sparse", "colbert") if getattr(self.head_weights, head)}
+        found = set().union(*(needed.get(ranker, set()) for ranker in self.heads))
+        return [head for head in ("dense", "sparse", "colbert") if head == "dense" or head in found]
+
     @model_validator(mode="after")
     def _within(self) -> EvaluateConfig:
         if max(self.cutoffs) > self.k:
             raise ValueError(f"cutoffs: expected at most k = {self.k}, found {max(self.cutoffs)}")
         if self.min_delta and int(self.min_delta.measure.split("@")[1]) not in self.cutoffs:
             raise ValueError(f"min_delta: {self.min_delta.measure} is none of the cutoffs {self.cutoffs}")
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError("heads: one is named twice")
+        if self.min_delta and "dense" not in self.heads:
+            raise ValueError("min_delta: it compares models by dense, which is not in heads")
         return self
 
 

@@ -6,8 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from retune.sections.base import Section, Template, TrainingArgs, as_layers
+from retune.sections.base import ExampleTemplate, Section, Template, TrainingArgs, WithBreaks, as_layers
 from retune.sections.lora import LoraKeys
+
+
+class ExampleConfig(Section):
+    """A solved example for an in-context model."""
+
+    instruct: str | None = None
+    """Its instruction; that of the queries where not given."""
+    query: str
+    """Its query."""
+    response: str
+    """What answers it."""
 
 
 class EmbedderConfig(Section):
@@ -23,7 +34,7 @@ class EmbedderConfig(Section):
     """A folder or a hub id whose `config.json` holds in place of the model's own."""
     tokenizer_name: str | None = None
     """A folder or a hub id whose tokenizer is used in place of the model's own."""
-    family: Literal["encoder"] | None = None
+    family: Literal["encoder", "m3", "decoder", "icl"] | None = None
     """Kind of model; read from the checkpoint where not given."""
     pooling: Literal["cls", "mean", "last_token"] | None = None
     """How token vectors become one vector; read from the checkpoint where not given."""
@@ -31,12 +42,19 @@ class EmbedderConfig(Section):
     """Scale vectors to length 1; read from the checkpoint where not given."""
     query_instruction: str | None = None
     """Instruction of queries; read from the checkpoint's prompts where not given."""
-    query_instruction_format: Template = "{}{}"
-    """Where the instruction (first) and the query (second) go."""
+    query_instruction_format: Template | None = None
+    """Where the instruction (first) and the query (second) go; `\\n` is a line break. Where not given, as the
+    checkpoint has it, else `{}{}`."""
     passage_instruction: str | None = None
     """Instruction of passages, likewise."""
-    passage_instruction_format: Template = "{}{}"
-    """Where the instruction (first) and the passage (second) go."""
+    passage_instruction_format: Template | None = None
+    """Where the instruction (first) and the passage (second) go, likewise."""
+    examples: list[ExampleConfig] = []
+    """Solved examples that an in-context model reads before every query."""
+    examples_instruction_format: ExampleTemplate = "<instruct>{}\n<query>{}\n<response>{}"
+    """Where an example's instruction, query and response go."""
+    icl_suffix_str: WithBreaks | None = None
+    """What an in-context model reads after every query; the checkpoint's own where not given, else `\\n<response>`."""
     query_max_length: Annotated[int, Field(ge=3)] | None = None
     """Tokens, special ones included; the checkpoint's own limit where not given."""
     passage_max_length: Annotated[int, Field(ge=3)] | None = None
@@ -45,6 +63,8 @@ class EmbedderConfig(Section):
     """Keep the first so many dimensions of each vector (Matryoshka), then normalise."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 where the hardware has it, float32 elsewhere."""
+    use_flash_attn: bool = False
+    """Compute attention by the package flash-attn: on GPUs and in 16 bits alone."""
     trust_remote_code: bool = False
     """Run modelling code that comes with the checkpoint. Off unless you trust its authors."""
 

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from retune.sections.base import Section, TrainingArgs
 from retune.sections.lora import LoraKeys, Names
+
+
+class EnsembleWeights(Section):
+    """Of each head's scores in their sum."""
+
+    dense: float = 1.0
+    sparse: float = 0.3
+    colbert: float = 1.0
+
+
+class LossWeights(Section):
+    """Of each head's loss, and of that of the summed scores."""
+
+    dense: Annotated[float, Field(ge=0)] = 1.0
+    ensemble: Annotated[float, Field(ge=0)] = 1.0
+    sparse: Annotated[float, Field(ge=0)] = 0.1
+    colbert: Annotated[float, Field(ge=0)] = 1.0
+
+
+class HeadWeights(Section):
+    ensemble: EnsembleWeights = Field(default_factory=EnsembleWeights)
+    """Of each head's scores in the ensemble."""
+    loss: LossWeights = Field(default_factory=LossWeights)
+    """Of the losses; their sum is divided by four."""
+
+
+def _none_below_one(value: Any) -> Any:
+    """FlagEmbedding's -1 means none."""
+    return None if isinstance(value, int) and value < 1 else value
 
 
 class TrainConfig(LoraKeys):
@@ -83,6 +112,26 @@ class TrainConfig(LoraKeys):
     """Leave position embeddings as they are."""
     pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
     """Lengths are padded to a multiple of it; what suits the hardware where not given."""
+    unified_finetuning: bool = False
+    """Of an M3 embedder, train the heads sparse and colbert too, and the sum of all (arXiv:2402.03216); else dense
+    alone, and the others are not saved."""
+    use_self_distill: bool = False
+    """With `unified_finetuning`, heads also learn from the sum of all."""
+    self_distill_start_step: Annotated[int, Field(ge=-1)] = -1
+    """The step after which they do."""
+    fix_encoder: bool = False
+    """With `unified_finetuning`, train the heads sparse and colbert alone."""
+    colbert_dim: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_below_one)] = None
+    """Dimensions of a new colbert head; the backbone's where not given."""
+    head_weights: HeadWeights = Field(default_factory=HeadWeights)
+    """With `unified_finetuning`, how much each head counts."""
+    retrieval_use_examples: bool = True
+    """Of an in-context embedder, queries of retrieval read 0 to 5 solved examples from their batch in training, as
+    those of symmetric tasks always do."""
+    example_query_max_len: Annotated[int, Field(ge=1)] = 64
+    """Tokens of an example's query, its instruction included."""
+    example_passage_max_len: Annotated[int, Field(ge=1)] = 96
+    """Tokens of an example's answer."""
     nproc_per_node: Annotated[int, Field(ge=1)] = 1
     """Processes of torchrun on a node, one a GPU; 1 needs no process group."""
     nnodes: Annotated[int, Field(ge=1)] = 1
@@ -111,6 +160,13 @@ class TrainConfig(LoraKeys):
                 raise ValueError(f"{name}: it counts only with same_dataset_within_batch or same_length_within_batch")
         if self.continue_adapters and not self.use_lora:
             raise ValueError("continue_adapters: expected `use_lora: true`")
+        for name in ("use_self_distill", "fix_encoder"):
+            if getattr(self, name) and not self.unified_finetuning:
+                raise ValueError(f"{name}: it counts only with `unified_finetuning: true`")
+        if self.fix_encoder and self.use_lora:
+            raise ValueError("fix_encoder: adapters are a part of the encoder; leave it or use_lora out")
+        if self.unified_finetuning and (self.use_mrl or "passage_to_query" in self.directions):
+            raise ValueError("unified_finetuning: without use_mrl, and with directions query_to_passage alone")
         if self.knowledge_distillation and self.train_group_size == 1:
             raise ValueError("knowledge_distillation: a teacher compares passages, so train_group_size must exceed 1")
         return self

@@ -17,9 +17,10 @@ from retune.data import encode, vectors
 from retune.data.contents import folder_hash
 from retune.fingerprint import fingerprint as code_fingerprint
 from retune.model import embedder as model_code
-from retune.model import parts
+from retune.model import multihead, parts
 from retune.model.device import named
 from retune.model.embedder import Embedder
+from retune.model.usage import looks_both_ways
 from retune.runtime import log, progress
 
 
@@ -46,8 +47,13 @@ def embed(
             that is not there.
     """
     model = Embedder.load(embedder, target=named(devices[0]) if devices else None)
+    multihead.check(model, settings.heads)
     rows = encode.Rows(Path(table), kind, *shard_rows(tables.n_rows(table), *shard))
     log.info("%s: rows %d to %d, %s on %s", rows.table.name, rows.start, rows.stop, model.dtype, model.device)
+    if settings.heads != ["dense"]:
+        log.info("%s: the vector cache has dense alone, so all is computed", ", ".join(settings.heads))
+        _write_heads(model, rows, settings, out)
+        return
     if cache is None:
         _write(model, rows, settings, devices, out, vectors.Found.nothing(len(rows)))
         return
@@ -83,13 +89,25 @@ def _write(
             writer.write({"id": ids, "vector": tables.vector_array(block)})
 
 
+def _write_heads(model: Embedder, rows: encode.Rows, settings: EmbedConfig, out: Path) -> None:
+    """Write what several heads make of the rows, on one device; nothing of it goes through the cache."""
+    width = model.heads.colbert_dim if "colbert" in settings.heads else None
+    schema = tables.embeddings_schema(model.dim, settings.dtype, "sparse" in settings.heads, width)
+    with (
+        tables.writer(out, schema, fingerprint(model, rows.kind)) as writer,
+        progress(len(rows), "embed", "texts") as bar,
+    ):
+        for columns in encode.headed(model, rows, settings, bar):
+            writer.write(columns)
+
+
 def fingerprint(model: Embedder, kind: str) -> Mapping[str, str]:
     """What tells vectors of one model from another's: model, pooling, prompt, length."""
     prompt = model.prompts[kind]
     return {
         "model": model.settings.model, "revision": str(model.settings.revision), "kind": kind, **_parts(model),
         "pooling": model.card.pooling, "normalize": str(model.card.normalize), "dtype": str(model.dtype),
-        "prompt": prompt.template.format(prompt.instruction or "", "{text}"),
+        "prompt": prompt.apply(["{text}"])[0],
         "max_length": str(model.max_lengths[kind]), "truncate_dim": str(model.card.truncate_dim),
     }  # fmt: skip
 
@@ -106,10 +124,12 @@ def identity(model: Embedder, kind: str, settings: EmbedConfig, cache: Path) -> 
     Prompts are not in it, since they are part of the text that the model reads, nor are devices and
     sizes of batches, which move a vector by rounding alone.
     """
-    hashes = [folder_hash(folder, cache / ".checkpoints") for folder in parts.locate(model.settings).folders]
+    made_of = parts.locate(model.settings)
+    hashes = [folder_hash(folder, cache / ".checkpoints") for folder in made_of.folders]
     return {
         "checkpoint": hashes[0] if len(hashes) == 1 else hashes, "code": code_fingerprint(model_code.__file__),
-        "remote_code": model.settings.trust_remote_code, "pooling": model.card.pooling,
+        "remote_code": model.settings.trust_remote_code, "family": model.card.family,
+        "both_ways": looks_both_ways(model.settings, made_of), "pooling": model.card.pooling,
         "normalize": model.card.normalize, "max_length": model.max_lengths[kind],
         "truncate_dim": model.card.truncate_dim, "dim": model.dim, "dtype": str(model.dtype),
         "stored": settings.dtype,

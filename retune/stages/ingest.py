@@ -113,6 +113,7 @@ class Intake:
             return Mistake("row", "duplicate row", f"the same as {earlier}")
         source, batch = f"{file.shown}:{line}", file.options.batch_size
         values = (file.dataset, row.query, None, prompt, kind, file.in_batch_negatives, batch, "train", source)
+        values += (row.category,)
         query = self.queries.add((self.queries.count, *values), len(row.query))
         scores = row.pos_scores + row.neg_scores if row.pos_scores is not None else None
         self.pairs.add(query, self.texts.ids_of(row.pos, pos), self.texts.ids_of(row.neg, neg), scores)

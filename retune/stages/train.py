@@ -60,7 +60,7 @@ def _train(
     # Imported here: the parent of several processes needs none of it.
     import torch
 
-    from retune.data import candidates, devset
+    from retune.data import candidates
     from retune.data.batches import GroupDataset
     from retune.fingerprint import content_key
     from retune.model import parts, trainable
@@ -68,18 +68,13 @@ def _train(
     from retune.training.arguments import training_arguments
     from retune.training.dev import evaluator
     from retune.training.embedding import EmbedderTask
+    from retune.training.m3 import UnifiedTask, unified
     from retune.training.memory import policy
     from retune.training.order import order_of
     from retune.training.run import Outputs, claim, run
 
     places = Outputs(*(Path(path) for path in outputs.values()))
-    aside = None
-    if settings.dev_queries and files["judgments"]:
-        aside = devset.load(
-            files["texts"], files["queries"], files["judgments"], seed=seed, most_queries=settings.dev_queries,
-            passages=settings.dev_passages,
-        )  # fmt: skip
-    _check_patience(settings, aside)
+    aside = _set_aside(files, settings, seed)
     arguments = training_arguments(settings.args, places.checkpoints, seed, embedder.dtype, dev=aside is not None)
     data = candidates.load(
         files["texts"], files["queries"], files["pairs"], group_size=settings.train_group_size, seed=seed,
@@ -99,7 +94,11 @@ def _train(
         dev = evaluator(model, aside, half) if aside else None
     dataset = GroupDataset(data, settings.train_group_size, data_seed, sizes)
     bounded = settings.max_tokens_per_batch is not None or settings.sub_batch_size is not None
-    task = EmbedderTask(model, recipe, policy(settings.grad_cache, bounded))
+    keep = policy(settings.grad_cache, bounded)
+    if model.heads is None:
+        task = EmbedderTask(model, recipe, keep)
+    else:
+        task = UnifiedTask(model, unified(settings, recipe), keep)
     order = order_of(settings, data, arguments.per_device_train_batch_size)
     patience = settings.early_stopping_patience
     save = partial(trainable.save, model, training=settings)
@@ -143,12 +142,28 @@ def _recipe(settings: TrainConfig, model: Embedder) -> Recipe:
     )
 
 
-def _check_patience(settings: TrainConfig, aside: DevSet | None) -> None:
-    if settings.early_stopping_patience and aside is None:
+def _set_aside(files: dict[str, Path | None], settings: TrainConfig, seed: int) -> DevSet | None:
+    """What is searched during training; None where nothing is.
+
+    Raises:
+        UserError: where training is to be stopped by it, and there is none.
+    """
+    from retune.data import devset
+
+    found, watched = None, settings.dev_queries and files["judgments"]
+    if watched and settings.fix_encoder:
+        log.info("train.fix_encoder: vectors stay as they are, so queries set aside tell nothing; the last step counts")
+    elif watched:
+        found = devset.load(
+            files["texts"], files["queries"], files["judgments"], seed=seed, most_queries=settings.dev_queries,
+            passages=settings.dev_passages,
+        )  # fmt: skip
+    if settings.early_stopping_patience and found is None:
         raise UserError(
             "train.early_stopping_patience: no queries are set aside to stop by; set ingest.dev_fraction, "
             "and train.dev_queries above 0"
         )
+    return found
 
 
 def _collate(
@@ -156,6 +171,8 @@ def _collate(
 ) -> EmbedderCollate:
     """Tokenises the queries and every passage that may be drawn."""
     from retune.data.batches import Chunker, EmbedderCollate, joined
+    from retune.data.candidates import positive_texts
+    from retune.data.incontext import InContextCollate
     from retune.data.shuffle import Shuffler
     from retune.training import preflight
 
@@ -168,10 +185,16 @@ def _collate(
     tokens = joined([queries, *passages])
     chunker = Chunker.of(model, tokens, settings.max_tokens_per_batch, half, settings.sub_batch_size)
     if settings.pad_to_multiple_of:
-        longest = model.max_lengths["passage"] if shuffler else 0  # shuffled sentences may have other tokens
-        preflight.check_padding(model, max(longest, int(tokens.lengths.max())), settings.pad_to_multiple_of)
+        # shuffled sentences and queries with examples may have other tokens
+        more = [model.max_lengths["passage"]] if shuffler else []
+        more += [model.max_lengths["query"]] if model.context is not None else []
+        preflight.check_padding(model, max([*more, int(tokens.lengths.max())]), settings.pad_to_multiple_of)
         chunker = replace(chunker, multiple=settings.pad_to_multiple_of)
-    return EmbedderCollate(data, chunker, len(data) + which, settings.knowledge_distillation, sizes, shuffler)
+    common = (data, chunker, len(data) + which, settings.knowledge_distillation, sizes, shuffler)
+    if model.context is None:
+        return EmbedderCollate(*common)
+    positives = positive_texts(data, texts)
+    return InContextCollate(*common, model=model, positives=positives, settings=settings, seed=seed)
 
 
 def _passage_tokens(model: Embedder, data: TrainSet, texts: Path) -> tuple[list[Tokens], np.ndarray, list[str]]:

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 
 from retune.config import EmbedderConfig, RerankerConfig
 from retune.data.examples import Completion, Group, completions, groups
-from retune.model import checkpoint, device
+from retune.model import checkpoint, device, parts
 from retune.model.backbone import load_tokenizer, load_whole
 from retune.model.embedder import Embedder
+from retune.model.embedder_families import pools
 from retune.model.reranker import Reranker
 from retune.objective.losses import info_nce, listwise
 from retune.runtime import UserError, log, progress
@@ -52,8 +53,9 @@ def embedder_loss(model: str | Path, examples: Sequence[Group], limits: Limits) 
     """
     used = limits.embedder or EmbedderConfig(model=str(model), trust_remote_code=limits.trust_remote_code)
     folder = checkpoint.resolve(model, used.revision)
-    pooling = used.pooling or checkpoint.card(folder).pooling or "cls"
-    settings = used.model_copy(update={"model": str(folder), "revision": None, "sha256": None, "pooling": pooling})
+    settings = used.model_copy(update={"model": str(folder), "revision": None, "sha256": None})
+    if not pools(settings, parts.locate(settings)):
+        settings = settings.model_copy(update={"pooling": "cls"})
     embedder = Embedder.load(settings, torch.float32)
     embedder.max_lengths = {kind: min(most, limits.max_input_length) for kind, most in embedder.max_lengths.items()}
     passages = [text for group in examples for text in group.passages]

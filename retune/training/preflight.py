@@ -2,7 +2,7 @@
 
 Each message tells what to change.  What needs no tokens is checked where it arises: missing teacher scores in
 `data/candidates.py`, groups larger than the negatives in `data/task_types.py`, a pooling that contradicts the
-checkpoint's in `model/embedder.py`.
+checkpoint's in `model/usage.py`.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ class Task(nn.Module):
         super().__init__()
         self.model, self.keep = model, keep
         self._noted: dict[str, Tensor] = {}
+        self.step = 0  # steps taken so far, told by the trainer
         self.register_state_dict_post_hook(_without_frozen)
         self.register_load_state_dict_post_hook(_frozen_are_there)
 

@@ -61,6 +61,7 @@ class GroupTrainer(Trainer):
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], **_: Any) -> torch.Tensor:
         queries, n_tokens = inputs.pop("queries"), inputs.pop("n_tokens")
         self.meter.add(len(queries), n_tokens, sum(chunk["input_ids"].numel() for chunk in inputs["chunks"]))
+        self.task.step = self.state.global_step
         loss = model(**inputs)
         if not torch.isfinite(loss):
             named = list(dict.fromkeys(self.sources[query] for query in queries.tolist()))

@@ -7,15 +7,15 @@ rule evaluate:
     input:
         WIRING.benchmark_vectors,
     output:
-        "results/{run}/evaluate/{benchmark}/{model}.run.parquet",
+        "results/{run}/evaluate/{benchmark}/{judged}.run.parquet",
     log:
-        "logs/{run}/evaluate.{benchmark}.{model}.log",
+        "logs/{run}/evaluate.{benchmark}.{judged}.log",
     benchmark:
-        "benchmarks/{run}/evaluate.{benchmark}.{model}.tsv"
+        "benchmarks/{run}/evaluate.{benchmark}.{judged}.tsv"
     conda:
         ENVIRONMENT
     params:
-        settings=WIRING.settings("evaluate", "benchmark", "model"),
+        settings=WIRING.settings("evaluate", "benchmark", "judged"),
         code=code("evaluate"),
     script:
         "../scripts/evaluate.py"
@@ -43,13 +43,13 @@ rule metrics:
 
 rule trec:
     input:
-        run=WIRING.made("evaluate", "", "benchmark", "model"),
+        run=WIRING.made("evaluate", "", "benchmark", "judged"),
         queries=WIRING.made("benchmark", "queries.parquet", "benchmark"),
         texts=WIRING.made("benchmark", "texts.parquet", "benchmark"),
     output:
-        "results/{run}/evaluate/{benchmark}/{model}.trec",
+        "results/{run}/evaluate/{benchmark}/{judged}.trec",
     log:
-        "logs/{run}/trec.{benchmark}.{model}.log",
+        "logs/{run}/trec.{benchmark}.{judged}.log",
     conda:
         ENVIRONMENT
     params:

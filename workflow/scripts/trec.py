@@ -9,4 +9,4 @@ from pathlib import Path
 from retune.data import trec
 
 paths = [Path(snakemake.input[name]) for name in ("run", "queries", "texts")]
-trec.write(*paths, out=Path(snakemake.output[0]), tag=snakemake.wildcards.model)
+trec.write(*paths, out=Path(snakemake.output[0]), tag=snakemake.wildcards.judged)
