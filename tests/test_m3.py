@@ -379,7 +379,10 @@ def test_the_plan_measures_every_head():
     assert plan.settings(Node("run", "embed", ("tuned", "b", "queries")))["settings"]["heads"] == ["dense", "sparse"]
     assert plan.settings(Node("run", "embed", ("base", "train", "queries")))["settings"]["heads"] == ["dense"]
     hybrid = plan.settings(Node("run", "evaluate", ("b", "tuned-hybrid")))
-    assert hybrid == {"k": 100, "head": "hybrid", "weights": {"dense": 1.0, "sparse": 0.3, "colbert": 0.0}}
+    assert hybrid["head"] == "hybrid" and hybrid["weights"] == {"dense": 1.0, "sparse": 0.3, "colbert": 0.0}
+    assert hybrid["index_factory"] == "Flat"  # dense finds candidates
+    assert plan.settings(Node("run", "evaluate", ("b", "tuned-sparse"))) == {"k": 100, "head": "sparse"}
+    assert plan.settings(Node("run", "metrics"))["models"] == plan.judged("run")
     assert (
         plan.path(Node("run", "evaluate", ("b", "tuned-sparse"))) == "results/run/evaluate/b/tuned-sparse.run.parquet"
     )

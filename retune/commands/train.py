@@ -26,14 +26,8 @@ from retune.config import Config, EmbedderConfig, IngestConfig, TrainConfig
 from retune.runtime import UserError, log, use_hub
 
 TRAINING, MISSING = "training", "not here yet"
-# What the incumbents' trainers have and this one does not (yet), and the value that asks for nothing.  What the section
-# `train` has is a flag by itself.
-ABSENT: dict[str, Any] = {
-    "unified_finetuning": False, "use_self_distill": False, "self_distill_start_step": -1, "fix_encoder": False,
-    "colbert_dim": -1, "only_merge_lora_model": False, "use_flash_attn": False, "use_slow_tokenizer": False,
-    "retrieval_use_examples": False, "example_query_max_len": None, "example_passage_max_len": None,
-    "icl_suffix_str": None,
-}  # fmt: skip
+# What the incumbents' trainers have and this one does not, and the value that asks for nothing.
+ABSENT = {"only_merge_lora_model": False, "use_slow_tokenizer": False}
 
 
 def _positive_or_none(text: str) -> int | None:
@@ -58,20 +52,10 @@ TRAIN = from_section(
 )  # fmt: skip
 
 
-def _absent() -> list[Flag]:
-    """A flag for each of `ABSENT` that the section `train` does not have."""
-    here = {name for flag in [*models.trained_flags(), *TRAIN] for name in flag.names}
-    found = []
-    for name, neutral in ABSENT.items():
-        if name not in here:
-            kind = "bool" if isinstance(neutral, bool) else "list" if name.endswith(("modules", "tokens")) else "value"
-            convert = float if isinstance(neutral, (int, float)) and kind == "value" else None
-            about = "Refused." if neutral is None else f"Refused, but for {neutral}."
-            found.append(Flag((name,), about, None, kind, default=neutral, convert=convert, group=MISSING))
-    return found
-
-
-NOT_HERE = _absent()
+NOT_HERE = [
+    Flag((name,), f"Refused, but for {neutral}.", None, "bool", default=neutral, group=MISSING)
+    for name, neutral in ABSENT.items()
+]
 FLAGS = [
     rows.input_flag(("train_data", "input_file")),
     Flag(("output_dir",), "Folder of the model.", required=True),
