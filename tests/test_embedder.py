@@ -210,7 +210,7 @@ def test_a_failure_beside_the_computation_is_raised_as_it_is(model, small_blocks
     with pytest.raises(UserError, match="disk on fire"):
         ours.encode_texts(some_texts(200), "passage")
     assert len(calls) <= 4
-    assert threading.active_count() == before, "no thread is left"
+    assert threading.active_count() <= before, "no thread is left"
 
 
 def test_the_bar_counts_each_text_once(model, small_blocks):
