@@ -122,7 +122,7 @@ def test_a_fixed_encoder_is_not_judged_by_its_vectors(bare, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "retune"):
         train(**asked)
     assert "train.fix_encoder: vectors stay as they are" in caplog.text
-    assert tables.read(tmp_path / "history.parquet", "history")["dev"].null_count == 4
+    assert set(tables.read(tmp_path / "history.parquet", "history")["dev"].to_pylist()) == {None}
     with pytest.raises(ValueError, match="fix_encoder: adapters are a part of the encoder"):
         TrainConfig(**UNIFIED, **LORA, fix_encoder=True)
 
@@ -134,7 +134,7 @@ def test_queries_set_aside_choose_an_m3_model(bare, tmp_path):
         tmp_path, bare, paths, {"max_steps": 4, "logging_steps": 1, "eval_steps": 2, "save_steps": 2}, **UNIFIED
     )
     train(**asked | {"embedder": EmbedderConfig(model=str(bare), family="m3"), "judgments": paths["pairs"]})
-    assert tables.read(tmp_path / "history.parquet", "history")["dev"].null_count < 4
+    assert set(tables.read(tmp_path / "history.parquet", "history")["dev"].to_pylist()) > {None}
     assert load(tmp_path / "model").heads.colbert_dim == 16
 
 
