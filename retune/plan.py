@@ -16,6 +16,7 @@ from typing import Any
 from retune.config import Config, EmbedderConfig, EvaluateConfig, bounds
 from retune.experiment import Experiment, run_of
 
+ABOUT_QUERIES = ("query_", "examples", "icl_")  # beginnings of the embedder's keys that leave passages alone
 TRAIN = "train"  # the collection of training texts; the others are named as their benchmarks
 KINDS = {"train": "tuned", "merge": "merged"}  # of the models that are made here
 
@@ -177,7 +178,7 @@ class Plan:
             case "split", _:
                 return {"settings": dump(config.split), "embedder": self._tokenizer(config.embedder)}
             case "embed", (label, _, part):
-                other = "passage_" if part == "queries" else "query_"
+                other = ("passage_",) if part == "queries" else ABOUT_QUERIES
                 embedder = self.embedder(node.run, label)
                 kept = {key: value for key, value in embedder.items() if not key.startswith(other)}
                 heads = {} if node.labels[1] == TRAIN else {"heads": config.evaluate.stored_heads()}

@@ -24,8 +24,10 @@ from retune.config import EmbedderConfig, IngestConfig, TrainConfig
 from retune.data import candidates, encode
 from retune.data.batches import Chunker, Group, joined
 from retune.data.incontext import InContextCollate
+from retune.experiment import load as load_experiment
 from retune.model.embedder import Embedder
 from retune.model.incontext import cut
+from retune.plan import Node, Plan
 from retune.runtime import UserError
 from retune.stages.ingest import ingest
 from retune.stages.train import train
@@ -282,6 +284,13 @@ def test_flagembedding_gives_the_same_vectors(trained, tmp_path):
     np.testing.assert_allclose(model.encode_passages(TEXTS), theirs["passages"], atol=1e-4)
     np.testing.assert_allclose(model.encode_queries(TEXTS), theirs["plain"], atol=1e-4)
     np.testing.assert_allclose(shown.encode_queries(TEXTS), theirs["shown"], atol=1e-4)
+
+
+def test_examples_leave_the_passages_vectors_alone():
+    raw = {"embedder": {"model": "m", "family": "icl"}, "ingest": {"train": "t.jsonl"}, "name": "x"}
+    plan = Plan(load_experiment(raw | {"variants": {"shown": {"embedder": {"examples": EXAMPLES}}}}))
+    texts, queries = (Node("x.shown", "embed", ("base", "train", part)) for part in ("texts-00-of-01", "queries"))
+    assert plan.path(texts).startswith("results/x/") and plan.path(queries).startswith("results/x.shown/")
 
 
 # ---- rows and commands --------------------------------------------------------------------------
