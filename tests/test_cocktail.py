@@ -159,8 +159,8 @@ def test_embedder_loss_by_hand(monkeypatch):
         appraisal, "_vectors", lambda _, texts, *rest: torch.tensor([vectors[t] for t in texts]).double()
     )
     monkeypatch.setattr(appraisal.checkpoint, "resolve", lambda model, revision: model)
-    monkeypatch.setattr(appraisal.checkpoint, "card", lambda folder: appraisal.checkpoint.Card())
-
+    monkeypatch.setattr(appraisal.parts, "locate", lambda settings: None)
+    monkeypatch.setattr(appraisal, "pools", lambda settings, made_of: True)
     monkeypatch.setattr(appraisal.Embedder, "load", lambda *_: SimpleNamespace(max_lengths={}))
     groups = [Group("a", None, ["a1", "a2"], frozenset(["a1"])), Group("b", None, ["b1", "b2"], frozenset(["b1"]))]
     one = math.log(math.exp(20) + 1 + math.exp(10) + 1) - 20

@@ -53,9 +53,9 @@ def test_tables_by_hand(tmp_path):
 
     assert found["texts"].rows() == [(0, "a", None), (1, "b", None), (2, "c", None), (3, "q1", None), (4, "T x", None)]
     assert found["queries"].rows() == [
-        (0, "mine", "q0", None, "given: ", None, True, 4, "train", f"{path}:1"),
-        (1, "mine", "q1", None, "own: ", "sts", True, 4, "train", f"{path}:2"),
-        (2, "mine", "q0", None, "given: ", None, True, 4, "train", f"{path}:3"),
+        (0, "mine", "q0", None, "given: ", None, True, 4, "train", f"{path}:1", None),
+        (1, "mine", "q1", None, "own: ", "sts", True, 4, "train", f"{path}:2", "unknown column"),
+        (2, "mine", "q0", None, "given: ", None, True, 4, "train", f"{path}:3", None),
     ]
     assert found["pairs"].rows() == [
         (0, 0, 1, "given", None, 3.0),
