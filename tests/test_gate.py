@@ -115,8 +115,11 @@ def test_mistakes(change: dict, message: str) -> None:
     assert message in str(caught.value) and "evaluate" in str(caught.value)
 
 
-def test_a_failed_gate_leaves_the_metrics(tmp_path: Path) -> None:
-    """The rule itself, with real Snakemake, on a table that is there."""
+# ---- the rules themselves, with real Snakemake, on tables that are there --------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
     for name in ("retune", "workflow", "profiles", "envs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Snakefile", tmp_path)
@@ -125,26 +128,53 @@ def test_a_failed_gate_leaves_the_metrics(tmp_path: Path) -> None:
             (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name / file).write_text("x")
     (tmp_path / "a.jsonl").write_text("{}")
-    evaluate = RAW["evaluate"] | {"models": ["base", "tuned"]}
-    metrics = tmp_path / "results/x/evaluate/metrics.parquet"
+    return tmp_path
+
+
+def snakemake(project: Path, rule: str, target: str, **evaluate) -> subprocess.CompletedProcess:
+    options = RAW["evaluate"] | {"models": ["base", "tuned"]} | evaluate
+    config = RAW | {"report": None, "merge": None, "evaluate": options}
+    (project / "x.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", target, "--allowed-rules", rule]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [*command, "--configfile", "x.yaml"], cwd=project, capture_output=True, text=True, env=environment
+    )
+
+
+def test_a_failed_gate_leaves_the_metrics(project: Path) -> None:
+    metrics, passed = project / "results/x/evaluate/metrics.parquet", project / "results/x/evaluate/gate.txt"
     metrics.parent.mkdir(parents=True)
     means = {("faq", "base"): 0.5, ("faq", "tuned"): 0.6, ("web", "base"): 0.4, ("web", "tuned"): 0.3}
     before = table(metrics, means).read_bytes()
-
-    def snakemake(gate: dict) -> subprocess.CompletedProcess:
-        config = RAW | {"report": None, "merge": None, "evaluate": evaluate | {"min_delta": gate}}
-        (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
-        wanted = ["results/x/evaluate/gate.txt", "--allowed-rules", "gate", "--configfile", "x.yaml"]
-        command = [sys.executable, "-m", "snakemake", "--cores", "1", *wanted]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-
-    done = snakemake({"guard": -0.05})
+    done = snakemake(project, "gate", "results/x/evaluate/gate.txt", min_delta={"guard": -0.05})
     shown = done.stdout + done.stderr
     assert done.returncode != 0 and "Traceback" not in shown
     assert "evaluate.min_delta: not reached on 1 benchmark" in shown
     assert re.search(r"web +guard +tuned +0\.4000 +0\.3000 +-0\.1000 \(p = 0\.250\) +-0\.0500 +FAILED", shown)
-    assert metrics.read_bytes() == before and not (tmp_path / "results/x/evaluate/gate.txt").exists()
-    done = snakemake({"guard": -0.1})
+    assert metrics.read_bytes() == before and not passed.exists()
+    done = snakemake(project, "gate", "results/x/evaluate/gate.txt", min_delta={"guard": -0.1})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "FAILED" not in (tmp_path / "results/x/evaluate/gate.txt").read_text()
+    assert "FAILED" not in passed.read_text()
+
+
+def test_a_run_in_trecs_form(project: Path) -> None:
+    results = project / "results/x"
+    texts = {"text_id": range(3), "text": list("abc"), "key": ["d7", None, "d9"]}
+    tables.write(results / "ingest/faq/texts.parquet", "texts", texts)
+    none = [None, None]
+    queries = {
+        "query_id": [0, 1], "dataset": ["faq"] * 2, "text": ["x", "y"], "key": ["q1", "q2"], "prompt": none,
+        "type": none, "in_batch_negatives": [True] * 2, "batch_size": none, "split": ["test"] * 2, "source": ["s"] * 2,
+    }  # fmt: skip
+    tables.write(results / "ingest/faq/queries.parquet", "queries", queries)
+    run = {"query_id": [0, 0, 0, 1], "text_id": [2, 0, 1, 1], "rank": [1, 2, 3, 1], "score": [0.5, 0.5, 0.5, 0.75]}
+    tables.write(results / "evaluate/faq/base.run.parquet", "run", run)
+    done = snakemake(project, "trec", "results/x/evaluate/faq/base.trec", trec=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in (results / "evaluate/faq/base.trec").read_text().splitlines()]
+    assert [(row[0], row[2], row[3], row[5]) for row in rows] == [
+        ("q1", "d9", "1", "base"), ("q1", "d7", "2", "base"), ("q1", "1", "3", "base"), ("q2", "1", "1", "base")
+    ]  # fmt: skip
+    scores = [float(row[4]) for row in rows]
+    assert 0.5 == scores[0] > scores[1] > scores[2] > 0.4999 and scores[3] == 0.75
