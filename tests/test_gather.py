@@ -98,6 +98,7 @@ def process(rank: int, port: int, folder: str) -> None:
             measures = recipe.measures(encoder(queries), encoder(passages), candidates)
         found[case] = (value.item() / 2, encoder.weight.grad, measures)
     torch.save(found, Path(folder) / f"{rank}.pt")
+    del parallel, loss  # outliving the group it may wait for ever
     dist.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing.connection
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -259,16 +261,17 @@ class WithLoss(torch.nn.Module):
 
 def two_processes(target: Callable, *given: object) -> list[int | None]:
     """Exit codes of two processes `target(rank, port, *given)`; where one fails, the other is stopped."""
-    context = multiprocessing.get_context("forkserver")  # the heavy modules are imported once
-    context.set_forkserver_preload(["torch", "transformers.trainer", "retune.training.run", "retune.model.embedder"])
+    context = multiprocessing.get_context("spawn")  # a fork might inherit a lock of polars' allocator
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [context.Process(target=target, args=(rank, port, *given)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    while any(process.is_alive() for process in processes) and not any(process.exitcode for process in processes):
-        multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()])
+    running = processes
+    while running and not any(process.exitcode for process in processes):
+        multiprocessing.connection.wait([process.sentinel for process in running])
+        running = [process for process in running if process.is_alive()]
     for process in processes:
         process.kill() if process.is_alive() else None
         process.join()
@@ -276,7 +279,8 @@ def two_processes(target: Callable, *given: object) -> list[int | None]:
 
 
 def shared_gradient(rank: int, port: int, folder: Path) -> None:
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    limit = timedelta(minutes=2)  # who waits longer than that fails, and says for what it waited
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", limit, world_size=2, rank=rank)
     found = []
     for keep, dropout in ((None, True), (0, True), (0, False)):
         model = torch.nn.parallel.DistributedDataParallel(WithLoss(keep).train(dropout))
@@ -286,6 +290,7 @@ def shared_gradient(rank: int, port: int, folder: Path) -> None:
             model(chunks_of(6, seed=step)[rank * 3 : rank * 3 + 3]).backward()
         found.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
     torch.save(found, folder / f"{rank}.pt")
+    del model  # outliving its group it may wait for ever
     dist.destroy_process_group()
 
 
@@ -389,7 +394,13 @@ def trained_by_one_of_two(rank: int, port: int, job: dict, killed_at: int | None
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(self, *given, **named)
 
+    def alone() -> None:
+        held = [thing for thing in gc.get_objects() if isinstance(thing, torch.nn.parallel.DistributedDataParallel)]
+        assert not held, "outliving its group it may wait for ever"
+        destroy()
+
     GroupTrainer.compute_loss = watched
+    destroy, dist.destroy_process_group = dist.destroy_process_group, alone
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     train(**job)

@@ -11,6 +11,8 @@ Without a process group everything here is the identity.
 
 from __future__ import annotations
 
+import gc
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -30,9 +32,14 @@ def wait_for_all() -> None:
 
 
 def leave() -> None:
-    """Wait for all, then end the process group."""
+    """Wait for all, then end the process group.
+
+    A DistributedDataParallel that outlives its group can wait for ever for a thread of gloo when it goes, so that
+    callers let go of theirs first.
+    """
     wait_for_all()
     if dist.is_available() and dist.is_initialized():
+        gc.collect()  # a trainer is part of a circle
         dist.destroy_process_group()
 
 

@@ -93,6 +93,7 @@ def run(
         with atomic(outputs.model) as folder:
             save(folder)
         shutil.rmtree(outputs.state)
+    del trainer
     leave()
 
 
