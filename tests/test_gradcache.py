@@ -27,6 +27,7 @@ from transformers import BertConfig, BertModel
 
 from retune import tables
 from retune.config import EmbedderConfig, TrainConfig
+from retune.model.device import default_token_budget
 from retune.objective import gradcache
 from retune.objective.gather import gather_with_gradient
 from retune.runtime import UserError
@@ -241,6 +242,14 @@ def test_the_limit_of_a_control_group_counts(tmp_path, line, names):
     (tmp_path / "own").write_text(f"7:cpuset:/\n{line}\n")
     assert min(memory._left_of_the_groups(tmp_path, tmp_path / "own")) == 450
     assert memory.free_memory(torch.device("cpu")) > 0
+
+
+def test_chunks_are_small_where_memory_is_asked_for():
+    device = torch.device("cpu")
+    whole, small = default_token_budget(device), memory.chunk_tokens(None, True, device)
+    assert 0 < small <= whole / 4
+    assert memory.chunk_tokens(None, "auto", device) is memory.chunk_tokens(None, False, device) is None
+    assert memory.chunk_tokens(64, True, device) == memory.chunk_tokens(64, "auto", device) == 64
 
 
 # ---- several processes --------------------------------------------------------------------------

@@ -88,8 +88,9 @@ class TrainConfig(LoraKeys):
     """Texts of one forward pass, at most."""
     grad_cache: Literal["auto"] | bool = "auto"
     """Keep the activations of one chunk only and compute the others' again in the backward pass (GradCache): the same
-    gradient, a third more to compute, and the memory of one chunk whatever the batch. `auto`: where
-    `max_tokens_per_batch` or `sub_batch_size` bounds a chunk; else only for what does not fit the free memory."""
+    gradient, a third more to compute, and the memory of one chunk whatever the batch; chunks are
+    smaller then. `auto`: where `max_tokens_per_batch` or `sub_batch_size` bounds a chunk; else only for what does not
+    fit the free memory."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout during training; the checkpoint's own where not given. 0 saves a tenth of the time on a CPU."""
     dev_queries: Annotated[int, Field(ge=0)] = 500

@@ -174,7 +174,7 @@ def _collate(
     from retune.data.candidates import positive_texts
     from retune.data.incontext import InContextCollate
     from retune.data.shuffle import Shuffler
-    from retune.training import preflight
+    from retune.training import memory, preflight
 
     queries = preflight.tokenized(model, data.queries, "query", data.prompts)
     passages, which, contents = _passage_tokens(model, data, texts)
@@ -183,7 +183,8 @@ def _collate(
         tokenize = partial(model.tokenize, kind="passage")
         shuffler = Shuffler(contents, len(data), tokenize, settings.shuffle_ratio, seed)
     tokens = joined([queries, *passages])
-    chunker = Chunker.of(model, tokens, settings.max_tokens_per_batch, half, settings.sub_batch_size)
+    most = memory.chunk_tokens(settings.max_tokens_per_batch, settings.grad_cache, model.device)
+    chunker = Chunker.of(model, tokens, most, half, settings.sub_batch_size)
     if settings.pad_to_multiple_of:
         # shuffled sentences and queries with examples may have other tokens
         more = [model.max_lengths["passage"]] if shuffler else []

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from retune.model.device import default_token_budget
 from retune.objective.gradcache import Chunk, graph_bytes
 from retune.runtime import log
 
@@ -71,6 +72,15 @@ def policy(grad_cache: bool | str, bounded: bool) -> Keep:
     if grad_cache == "auto":
         return next_to_nothing if bounded else WhatFits()
     return next_to_nothing if grad_cache else everything
+
+
+def chunk_tokens(given: int | None, grad_cache: bool | str, device: torch.device) -> int | None:
+    """Padded tokens of a chunk; None leaves it to the device.
+
+    Where memory is asked for, by `grad_cache: true`, and no bound is given: a quarter of what suits the device best.
+    On a CPU that costs no time (`docs/benchmarks.md`).
+    """
+    return default_token_budget(device) // 4 if given is None and grad_cache is True else given
 
 
 def bytes_per_token(model: nn.Module, chunk: Chunk) -> float:
