@@ -100,6 +100,20 @@ def test_training_tells_of_queries_and_passages_apart(base, tmp_path, caplog):
     assert "passage_max_length" in caplog.text and "query_max_length" not in caplog.text
 
 
+def test_texts_may_be_shorter_in_training_than_the_model_reads_them(base, tmp_path, caplog):
+    paths = toy_tables(tmp_path, 8)
+    data = candidates.load(**paths, group_size=3, seed=0)
+    model, settings = model_with(base), TrainConfig(train_group_size=3, passage_max_length=9, query_max_length=1000)
+    with caplog.at_level(logging.WARNING, "retune"):
+        lengths = _collate(model, data, paths["texts"], settings, False, None, 0).chunker.tokens.lengths
+    plain = _collate(model, data, paths["texts"], TrainConfig(train_group_size=3), False, None, 0).chunker.tokens
+    n = len(data)  # queries come first
+    assert (lengths[:n] == plain.lengths[:n]).all() and (lengths[n:] == np.minimum(plain.lengths[n:], 9)).all()
+    assert plain.lengths[n:].max() > 9
+    assert "train.passage_max_length: 88% of" in caplog.text and "embedder." not in caplog.text
+    assert model.max_lengths == {"query": 64, "passage": 64}
+
+
 # ---- padding, positions, what lies elsewhere ----------------------------------------------------
 
 

@@ -44,6 +44,11 @@ class TrainConfig(LoraKeys):
     """Passages of a group: one positive, the others negatives."""
     temperature: Annotated[float, Field(gt=0)] = 0.02
     """Scores are divided by it before the softmax."""
+    query_max_length: Annotated[int, Field(ge=3)] | None = None
+    """Tokens of a query in training, at most; `embedder.query_max_length` where not given."""
+    passage_max_length: Annotated[int, Field(ge=3)] | None = None
+    """Tokens of a passage in training, at most; `embedder.passage_max_length` where not given. Less than there saves
+    time where it is spent; the tuned model reads as much as before."""
     use_inbatch_neg: bool = True
     """Passages of the other queries of a batch count as negatives."""
     negatives_cross_device: bool = False

@@ -7,6 +7,7 @@ Several processes are started by torchrun, which runs this module on a job file.
 from __future__ import annotations
 
 import sys
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -176,8 +177,9 @@ def _collate(
     from retune.data.shuffle import Shuffler
     from retune.training import memory, preflight
 
-    queries = preflight.tokenized(model, data.queries, "query", data.prompts)
-    passages, which, contents = _passage_tokens(model, data, texts)
+    model, sections = _reader(model, settings)
+    queries = preflight.tokenized(model, data.queries, "query", data.prompts, sections["query"])
+    passages, which, contents = _passage_tokens(model, data, texts, sections)
     shuffler = None
     if settings.shuffle_ratio:
         tokenize = partial(model.tokenize, kind="passage")
@@ -198,7 +200,21 @@ def _collate(
     return InContextCollate(*common, model=model, positives=positives, settings=settings, seed=seed)
 
 
-def _passage_tokens(model: Embedder, data: TrainSet, texts: Path) -> tuple[list[Tokens], np.ndarray, list[str]]:
+def _reader(model: Embedder, settings: TrainConfig) -> tuple[Embedder, dict[str, str]]:
+    """The model as it reads in training, weights shared, and for each kind of text the section that limits its length.
+
+    The model itself keeps its lengths, for the queries that are set aside and for what is saved.
+    """
+    given = {"query": settings.query_max_length, "passage": settings.passage_max_length}
+    shorter = {kind: most for kind, most in given.items() if most and most < model.max_lengths[kind]}
+    reader = copy(model)
+    reader.max_lengths = model.max_lengths | shorter
+    return reader, {kind: "train" if kind in shorter else "embedder" for kind in given}
+
+
+def _passage_tokens(
+    model: Embedder, data: TrainSet, texts: Path, sections: dict[str, str]
+) -> tuple[list[Tokens], np.ndarray, list[str]]:
     """Token arrays of the distinct passages, each candidate's row in them one after the other, int64 [M], and the
     texts of the rows, which come first, that are read as passages.
 
@@ -222,11 +238,11 @@ def _passage_tokens(model: Embedder, data: TrainSet, texts: Path) -> tuple[list[
         distinct, place = np.unique(which[members], return_inverse=True)
         chosen = contents[distinct].tolist()
         if kind < 0:
-            parts.append(preflight.tokenized(model, chosen, "passage"))
+            parts.append(preflight.tokenized(model, chosen, "passage", section=sections["passage"]))
             read = chosen
         else:
             own = [str(instructions[kind]) or None] * len(chosen)
-            parts.append(preflight.tokenized(model, chosen, "query", own))
+            parts.append(preflight.tokenized(model, chosen, "query", own, sections["query"]))
         rows[members] = first + place
         first += len(distinct)
     return parts, rows, read

@@ -44,14 +44,19 @@ def check_candidates(settings: TrainConfig, batch_size: int, processes: int, dat
 
 
 def tokenized(
-    model: Embedder, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None
-) -> Tokens:
-    """`model.tokenize`, with a warning where more than `SHARE` of the texts are cut."""
+    model: Embedder, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None,
+    section: str = "embedder",
+) -> Tokens:  # fmt: skip
+    """`model.tokenize`, with a warning where more than `SHARE` of the texts are cut.
+
+    Args:
+        section: of the config, whose key the warning names.
+    """
     tokens = model.tokenize(texts, kind, instructions)
     if (share := cut_share(model, tokens, texts, kind, instructions)) > SHARE:
         log.warning(
-            "embedder.%s_max_length: %.0f%% of %d %s are longer than %d tokens, and cut there; %s",
-            kind, 100 * share, len(texts), _named(kind), model.max_lengths[kind], _advice(model, kind),
+            "%s.%s_max_length: %.0f%% of %d %s are longer than %d tokens, and cut there; %s",
+            section, kind, 100 * share, len(texts), _named(kind), model.max_lengths[kind], _advice(model, kind),
         )  # fmt: skip
     return tokens
 
