@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Set
 from functools import lru_cache
 from typing import Any
 
@@ -182,22 +183,14 @@ class Plan:
         return getattr(self.runs[run], stage) is not None and self.home(Node(run, stage)) == run
 
     def _key(self, node: Node) -> str:
-        settings = self.settings(node)
-        if node.rule not in ("config", "ingest", "benchmark"):
-            settings = self._without_paths(settings)
+        above = self.parents(node)
+        # The path of what is made here says whose it is, not what it is: the parents' keys say that.
+        settings = _without(self.settings(node), {self.path(parent) for parent in above})
         parts = [node.rule, *node.labels[1:], json.dumps(settings, sort_keys=True)]
         if node.rule == "weigh":
             parts.append(str(self.runs[node.run].merge.examples))  # brought, wherever it lies
-        parts += [self.key(parent) for parent in self.parents(node)]
+        parts += [self.key(parent) for parent in above]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-    def _without_paths(self, value: Any) -> Any:
-        """Paths of what is made here say whose it is, not what it is: the parents' keys say that."""
-        if isinstance(value, dict):
-            return {key: self._without_paths(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._without_paths(item) for item in value]
-        return "made" if isinstance(value, str) and value.startswith("results/") else value
 
     def _home(self, node: Node) -> str:
         for run in self.runs:
@@ -248,3 +241,12 @@ class Plan:
         """The folder that it lies in."""
         within = places.folder(node)
         return f"results/{self.home(node)}" + (f"/{within}" if within else "")
+
+
+def _without(value: Any, paths: Set[str]) -> Any:
+    """A JSON value with the word "made" in place of each of these strings."""
+    if isinstance(value, dict):
+        return {key: _without(item, paths) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, paths) for item in value]
+    return "made" if isinstance(value, str) and value in paths else value
