@@ -52,8 +52,16 @@ def test_a_python_package(tmp_path, model, monkeypatch):
 @pytest.mark.parametrize("name", ["./models/tiny", "/models/tiny", "~/no-such-model", "results/run/train/model"])
 def test_a_path_that_leads_nowhere_never_asks_the_hub(name, monkeypatch):
     monkeypatch.setattr(checkpoint, "_hub", lambda *_: pytest.fail("asked the hub"))
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder") as raised:
         resolve(name)
+    assert ("relative paths start at" in str(raised.value)) == (name[0] in ".r")
+
+
+def test_a_file_is_no_folder_and_never_asked_of_the_hub(model, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_hub", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.chdir(model)
+    with pytest.raises(UserError, match=r"model\.safetensors: a file; expected the folder of a model, such as \."):
+        resolve("model.safetensors")
 
 
 def test_a_folder_without_config_is_no_checkpoint(tmp_path):
