@@ -112,6 +112,9 @@ def test_what_one_section_needs_of_another() -> None:
         in lines(SMALL | threshold | {"reranker": {"model": "r", "fit": {}}, "score": None})[0]
     )
     assert "cutoffs" in lines(SMALL | {"evaluate": {"k": 10, "cutoffs": [1, 100]}})[0]
+    assert lines(SMALL | {"evaluate": {"benchmarks": {"train": {"path": "data"}}}}) == [
+        "evaluate.benchmarks.train: the training texts are called so; expected another name"
+    ]
 
 
 @pytest.mark.parametrize(
