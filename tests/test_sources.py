@@ -67,6 +67,14 @@ def test_one_array_of_rows_is_told_from_rows(tmp_path, indent):
         list(sources.rows(path))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_told_once_and_not_of_each_line(tmp_path, encoding):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(("\ufeff" if encoding == "utf-16-be" else "").encode(encoding) + '{"a": 1}\n'.encode(encoding))
+    with pytest.raises(UserError, match=r"a\.jsonl: UTF-16; expected UTF-8, as `iconv"):
+        list(sources.rows(path))
+
+
 def test_parquet_and_jsonl_hold_the_same_rows(tmp_path):
     rows = [GOOD | {"pos_scores": [1.5], "neg_scores": [0.25]}, GOOD | {"pos_scores": None, "neg_scores": None}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")

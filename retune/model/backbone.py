@@ -110,7 +110,7 @@ def load_classifier(
         if fresh:
             config.num_labels = 1
         elif config.num_labels != 1:
-            raise UserError(f"model {folder}: it has {config.num_labels} labels; a reranker has one logit")
+            raise UserError(f"model {folder}: it has {config.num_labels} labels; a reranker has one logit: is it one?")
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
@@ -135,7 +135,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False):
     _quiet()
     try:
         found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except BROKEN as error:
+    except Exception as error:  # the package tokenizers has no kinds of its own
         raise UserError(f"model {folder}: no tokenizer: {str(error).strip().splitlines()[0]}") from None
     if len(found) < CHARACTERS and not any(next(Path(folder).glob(name), None) for name in VOCABULARIES):
         raise UserError(
