@@ -27,6 +27,8 @@ def check(args: argparse.Namespace) -> None:
         raw = yaml.safe_load(Path(args.config).read_text())
     except FileNotFoundError:
         raise UserError(f"{args.config}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{args.config}: {getattr(error, 'strerror', None) or error}; expected a YAML file") from None
     except yaml.YAMLError as error:
         raise UserError(f"{args.config}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):

@@ -101,6 +101,8 @@ class Config(Section):
             raise ValueError("ingest.exclude_benchmarks: expected benchmarks in the section `evaluate`")
         made = ["base", *(["tuned"] if self.train else []), *(["merged"] if self.merge else [])]
         if self.evaluate is not None:
+            if "train" in self.evaluate.benchmarks:
+                raise ValueError("evaluate.benchmarks.train: the training texts are called so; expected another name")
             if self.evaluate.models is None:
                 self.evaluate.models = made
             for model in self.evaluate.models:

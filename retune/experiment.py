@@ -59,7 +59,7 @@ def load(raw: Mapping[str, Any], files: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: with one line for each mistake, all at once.
     """
-    problems: list[tuple[tuple, str]] = []
+    marks, problems = _marks(files)
     main = _validate(raw, (), problems)
     runs = {main.name: main} if main else {}
     variants = raw.get("variants") or {}
@@ -76,7 +76,6 @@ def load(raw: Mapping[str, Any], files: Sequence[str] = ()) -> Experiment:
     if main and not problems:
         problems += _references(runs)
     if problems:
-        marks = _marks(files)
         unique = dict.fromkeys(f"{_place(path, marks, files)}{_dotted(path)}: {text}" for path, text in problems)
         raise ConfigError(list(unique))
     return Experiment(runs)
@@ -230,15 +229,27 @@ def _dotted(path: Sequence) -> str:
     return ".".join(str(part) for part in path) or "config"
 
 
-def _marks(files: Sequence[str]) -> dict[tuple[str, ...], tuple[str, int]]:
-    """{key path: (file, line)}; a later file overrides an earlier one."""
-    marks: dict[tuple[str, ...], tuple[str, int]] = {}
+Marks = dict[tuple[str, ...], tuple[str, int]]
+"""{key path: (file, line)}"""
+
+
+def _marks(files: Sequence[str]) -> tuple[Marks, list[tuple[tuple, str]]]:
+    """Where each key stands, and a problem for each that stands twice in a file, of which YAML takes the last without
+    a word; a later file overrides an earlier one."""
+    marks: Marks = {}
+    problems: list[tuple[tuple, str]] = []
 
     def walk(node: yaml.Node, path: tuple[str, ...], file: str) -> None:
         if isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
             for key, value in node.value:
-                marks[(*path, str(key.value))] = (file, key.start_mark.line + 1)
-                walk(value, (*path, str(key.value)), file)
+                name, line = str(key.value), key.start_mark.line + 1
+                own = (*path, name)
+                if name in lines and name != "<<":
+                    problems.append((own, f"given twice, first in line {lines[name]}; put both into one"))
+                lines.setdefault(name, line)
+                marks[own] = (file, line)
+                walk(value, own, file)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
                 marks[(*path, str(index))] = (file, value.start_mark.line + 1)
@@ -247,14 +258,14 @@ def _marks(files: Sequence[str]) -> dict[tuple[str, ...], tuple[str, int]]:
     for file in files:
         try:
             node = yaml.compose(Path(file).read_text(), Loader=yaml.SafeLoader)
-        except (OSError, yaml.YAMLError):
+        except (OSError, ValueError, yaml.YAMLError):
             continue
         if node is not None:
             walk(node, (), file)
-    return marks
+    return marks, problems
 
 
-def _place(path: Sequence, marks: Mapping, files: Sequence[str]) -> str:
+def _place(path: Sequence, marks: Marks, files: Sequence[str]) -> str:
     for end in range(len(path), 0, -1):
         if mark := marks.get(tuple(str(part) for part in path[:end])):
             return f"{mark[0]}:{mark[1]}: "

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent
 DECIDING = {"torch": "torch", "transformers": "transformers", "faiss": "faiss-cpu", "peft": "peft", "bm25s": "bm25s"}
 # What these say reaches a stage as values, through its params.
-VALUES_ONLY = {"retune.config", "retune.sections", "retune.experiment", "retune.plan", "retune.fingerprint"}
+VALUES_ONLY = {f"retune.{name}" for name in ("config", "sections", "experiment", "plan", "artifacts", "fingerprint")}
 
 
 def fingerprint(script: str | Path) -> str:

@@ -9,29 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Set
 from functools import lru_cache
 from typing import Any
 
-from retune.config import Config, EmbedderConfig, EvaluateConfig, bounds
+from retune.artifacts import places
+from retune.artifacts.node import KINDS, TRAIN, Node, shard_name
+from retune.artifacts.parents import parents
+from retune.artifacts.settings import settings
+from retune.config import Config
 from retune.experiment import Experiment, run_of
-
-ABOUT_QUERIES = ("query_", "examples", "icl_")  # beginnings of the embedder's keys that leave passages alone
-TRAIN = "train"  # the collection of training texts; the others are named as their benchmarks
-KINDS = {"train": "tuned", "merge": "merged"}  # of the models that are made here
-
-
-@dataclass(frozen=True)
-class Node:
-    """An artifact of a run: a rule's name and its labels (model, collection, part)."""
-
-    run: str
-    rule: str
-    labels: tuple[str, ...] = ()
-
-
-def shard_name(index: int, count: int) -> str:
-    return f"{index:02d}-of-{count:02d}"
 
 
 class Plan:
@@ -163,172 +150,11 @@ class Plan:
 
     def settings(self, node: Node) -> dict[str, Any]:
         """The config values that a rule uses for this artifact, and no others; JSON-able."""
-        config, dump = self.runs[node.run], lambda section: section.model_dump(mode="json") if section else None
-        seed = config.seed
-        match node.rule, node.labels:
-            case "demo", _:
-                return {"settings": dump(config.demo), "seed": seed}
-            case "ingest", _:
-                return {"settings": dump(config.ingest), "seed": seed}
-            case "config", _:
-                return {"config": config.model_dump(mode="json", exclude={"variants", "cache_dir", "token"})}
-            case "benchmark", (name,):
-                of_measures = {"relevant_from": 1, "guard": False}  # what reading does not use
-                return {"settings": dump(config.evaluate.benchmarks[name]) | of_measures, "name": name}
-            case "split", _:
-                return {"settings": dump(config.split), "embedder": self._tokenizer(config.embedder)}
-            case "embed", (label, _, part):
-                other = ("passage_",) if part == "queries" else ABOUT_QUERIES
-                embedder = self.embedder(node.run, label)
-                kept = {key: value for key, value in embedder.items() if not key.startswith(other)}
-                heads = {} if node.labels[1] == TRAIN else {"heads": config.evaluate.stored_heads()}
-                return {"settings": dump(config.embed) | heads, "embedder": kept}
-            case "search", _:
-                kept = ("pool", "retriever", "use_gpu_for_searching", "search_batch_size")
-                used = {key: value for key, value in dump(config.mine).items() if key in kept}
-                high = int(bounds(config.mine.range_for_sampling)[1])
-                return {"settings": used | {"range_for_sampling": f"0-{high}"}}
-            case "mine", _:
-                # shards decide who searches, not what is found
-                used = {"embedder": None, "shards": 1} | (
-                    {} if config.mining_teacher else {"max_score_of_teacher": None}
-                )
-                return {"settings": dump(config.mine) | used, "reranker": dump(config.mining_teacher), "seed": seed}
-            case "fit", _:
-                return {"reranker": dump(config.reranker), "seed": seed}
-            case "scores", _:
-                settings = dump(config.reranker) | {"fit": None}
-                if config.reranker.fit:
-                    settings |= {"model": self.path(Node(node.run, "fit")), "revision": None, "sha256": None}
-                used = {"false_negatives": "keep"}  # what is not used here
-                return {
-                    "settings": dump(config.score) | used,
-                    "reranker": settings,
-                    "only_missing": self.mined_scores(config),
-                }
-            case "score", _:
-                margin = config.mine.max_score_of_teacher if config.mine else None
-                action = config.score.false_negatives if margin is not None else "keep"
-                return {"margin": margin, "false_negatives": action, "only_missing": self.mined_scores(config)}
-            case "train", _:
-                limit = config.split.drop_longer_than
-                return {
-                    "settings": dump(config.train), "embedder": self.embedder(node.run, "base"), "seed": seed,
-                    "drop_longer_than": limit,
-                }  # fmt: skip
-            case "weigh", _:
-                models = [model for model, _ in self.merge_models(node.run)]
-                # whichever model is the embedder's own, it is one of `models` or means nothing here
-                embedder = dump(config.embedder) | {"model": "mixture", "sha256": None}
-                return {"settings": dump(config.merge) | {"models": models}, "embedder": embedder, "seed": seed}
-            case "merge", _:
-                models = [model for model, _ in self.merge_models(node.run)]
-                settings = {"models": models, "weights": config.merge.weights}
-                return {"settings": settings, "revision": config.embedder.revision}
-            case "evaluate", (_, label):
-                return self._ranked(config.evaluate, label.partition("-")[2] or "dense", seed)
-            case "metrics", _:
-                levels = {name: config.evaluate.benchmarks[name].relevant_from for name in self.benchmarks(node.run)}
-                return {
-                    "cutoffs": config.evaluate.cutoffs, "models": self.judged(node.run), "seed": seed, "levels": levels,
-                }  # fmt: skip
-            case "gate", _:
-                guards = [name for name, benchmark in config.evaluate.benchmarks.items() if benchmark.guard]
-                return {"settings": dump(config.evaluate.min_delta), "guards": guards}
-            case "trec" | "leakage", _:
-                return {}
-            case "card", (stage,):
-                return self._carded(node.run, stage)
-            case "report", _:
-                return {"settings": dump(config.report), "run": node.run}
-        raise KeyError(node.rule)
-
-    def _ranked(self, settings: EvaluateConfig, head: str, seed: int) -> dict[str, Any]:
-        """What a ranking by a head uses."""
-        used = {"k": settings.k, "head": head}
-        if head == "hybrid":
-            used["weights"] = settings.head_weights.model_dump()
-        if head == "sparse":  # no vector is searched for
-            return used
-        names = ("index_factory", "nprobe", "ef_search", "index_train_size")
-        exact = settings.index_factory == "Flat"  # nothing is drawn then
-        return used | {name: getattr(settings, name) for name in names} | {"seed": 0 if exact else seed}
-
-    def _carded(self, run: str, stage: str) -> dict[str, Any]:
-        """What a model's card tells of the config: what was set, where it made the model."""
-        config = self.runs[run]
-        made_by = {"seed", "embedder", "reranker", "ingest", "split", "mine", "score", "train", "merge"}
-        left = set() if stage == "merge" else {"merge"}
-        sections = config.model_dump(mode="json", exclude_defaults=True, include=made_by - left)
-        found = {"kind": KINDS[stage], "name": f"{run} {KINDS[stage]}", "base": config.embedder.model}
-        if stage == "merge":
-            models = [config.embedder.model if model == "base" else model for model in config.merge.models]
-            found |= {"models": models, "weights": config.merge.weights}
-        return found | {"sections": sections}
-
-    def _tokenizer(self, embedder: EmbedderConfig) -> dict[str, Any]:
-        kept = ("model", "revision", "tokenizer_name", "trust_remote_code")
-        found = {key: value for key, value in embedder.model_dump(mode="json").items() if key in kept}
-        node = self.reference(embedder.model)
-        return found | ({"model": self.path(node), "revision": None} if node else {})
+        return settings(self, node)
 
     def parents(self, node: Node) -> list[Node]:
         """What an artifact is made from."""
-        config, run = self.runs[node.run], node.run
-        ingest, split = Node(run, "ingest"), Node(run, "split")
-        match node.rule, node.labels:
-            case "benchmark", _:
-                return [Node(run, "demo")] if config.demo else []
-            case "ingest", _:
-                known = self.benchmarks(run) if config.ingest.exclude_benchmarks else []
-                demo = [Node(run, "demo")] if config.demo else []
-                return [*demo, *(Node(run, "benchmark", (name,)) for name in known)]
-            case "leakage", _:
-                return [ingest, *(Node(run, "benchmark", (name,)) for name in self.benchmarks(run))]
-            case "split", _:
-                return [n for n in (ingest, self.reference(config.embedder.model)) if n]
-            case "embed", (label, collection, _):
-                source = ingest if collection == TRAIN else Node(run, "benchmark", (collection,))
-                return [n for n in (source, self.model_node(run, label)) if n]
-            case "search", _:
-                vectors = [self.mined_vectors(run)[0], *self.searched_texts(node)]
-                return [ingest, *vectors, *([split] if config.mine.pool == "bin" else [])]
-            case "mine", _:
-                return [ingest, *self.mined_vectors(run), *([split] if config.mine.pool == "bin" else [])]
-            case "fit", _:
-                return self.unscored(run)
-            case "scores", _:
-                return [*self.unscored(run), *([Node(run, "fit")] if config.reranker.fit else [])]
-            case "score", _:
-                return [*self.unscored(run), *self.scored_parts(run)]
-            case "train", _:
-                bins = [split] if self.lengths_matter(node.run) else []
-                return [n for n in (ingest, self.pairs(run), *bins, self.model_node(run, "base")) if n]
-            case "weigh", _:
-                made = [made for _, made in self.merge_models(run) if made]
-                guards = [Node(run, "benchmark", (name,)) for name in self.guards(run)]
-                return [*made, *([ingest] if config.merge.search else []), *guards]
-            case "merge", _:
-                made = [made for _, made in self.merge_models(run) if made]
-                return [*made, *([Node(run, "weigh")] if self.weighs(run) else [])]
-            case "evaluate", (benchmark, label):
-                model = label.partition("-")[0]
-                parts = [Node(run, "embed", (model, benchmark, part)) for part in self.parts(run)]
-                return [Node(run, "benchmark", (benchmark,)), *parts]
-            case "metrics", _:
-                runs = [Node(run, "evaluate", (b, m)) for b in self.benchmarks(run) for m in self.judged(run)]
-                return [*(Node(run, "benchmark", (b,)) for b in self.benchmarks(run)), *runs]
-            case "card", (stage,):
-                weighed = [Node(run, "weigh")] if stage == "merge" and self.weighs(run) else []
-                measured = [Node(run, "metrics")] if self.benchmarks(run) else []
-                return [Node(run, stage), ingest, self.pairs(run), *measured, *weighed]
-            case "gate", _:
-                return [Node(run, "metrics")]
-            case "trec", (benchmark, _):
-                return [Node(run, "benchmark", (benchmark,)), Node(run, "evaluate", node.labels)]
-            case "report", _:
-                return self.reported(run)
-        return []
+        return parents(self, node)
 
     def reported(self, run: str) -> list[Node]:
         """The artifacts that a report reads."""
@@ -357,22 +183,14 @@ class Plan:
         return getattr(self.runs[run], stage) is not None and self.home(Node(run, stage)) == run
 
     def _key(self, node: Node) -> str:
-        settings = self.settings(node)
-        if node.rule not in ("config", "ingest", "benchmark"):
-            settings = self._without_paths(settings)
+        above = self.parents(node)
+        # The path of what is made here says whose it is, not what it is: the parents' keys say that.
+        settings = _without(self.settings(node), {self.path(parent) for parent in above})
         parts = [node.rule, *node.labels[1:], json.dumps(settings, sort_keys=True)]
         if node.rule == "weigh":
             parts.append(str(self.runs[node.run].merge.examples))  # brought, wherever it lies
-        parts += [self.key(parent) for parent in self.parents(node)]
+        parts += [self.key(parent) for parent in above]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-    def _without_paths(self, value: Any) -> Any:
-        """Paths of what is made here say whose it is, not what it is: the parents' keys say that."""
-        if isinstance(value, dict):
-            return {key: self._without_paths(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._without_paths(item) for item in value]
-        return "made" if isinstance(value, str) and value.startswith("results/") else value
 
     def _home(self, node: Node) -> str:
         for run in self.runs:
@@ -417,65 +235,18 @@ class Plan:
 
     def path(self, node: Node, file: str = "") -> str:
         """Where an artifact lies: in the folder of the first run that makes it."""
-        return f"{self.folder(node)}/{file or self._file(node)}"
+        return f"{self.folder(node)}/{file or places.file(node)}"
 
     def folder(self, node: Node) -> str:
-        base = f"results/{self.home(node)}"
-        match node.rule, node.labels:
-            case "demo", _:
-                return f"{base}/raw"
-            case "benchmark", (name,):
-                return f"{base}/ingest/{name}"
-            case "embed", (label, collection, _):
-                return f"{base}/embed/{label}" + ("" if collection == TRAIN else f"/{collection}")
-            case "evaluate" | "trec", (benchmark, _):
-                return f"{base}/evaluate/{benchmark}"
-            case "metrics" | "gate", _:
-                return f"{base}/evaluate"
-            case (("fit" | "scores"), _):
-                return f"{base}/score"
-            case "weigh", _:
-                return f"{base}/merge"
-            case "card", (stage,):
-                return f"{base}/{stage}"
-            case "search", _:
-                return f"{base}/mine"
-            case "config", _:
-                return base
-            case "leakage", _:
-                return f"{base}/ingest"
-        return f"{base}/{node.rule}"
+        """The folder that it lies in."""
+        within = places.folder(node)
+        return f"results/{self.home(node)}" + (f"/{within}" if within else "")
 
-    def _file(self, node: Node) -> str:
-        match node.rule, node.labels:
-            case "train" | "merge", _:
-                return "model"
-            case "fit", _:
-                return "reranker"
-            case "scores", (part,):
-                return f"scores-{part}.parquet"
-            case "search", (part,):
-                return f"found-{part}.parquet"
-            case "embed", (_, _, part):
-                return f"{part}.parquet"
-            case "evaluate", (_, label):
-                return f"{label}.run.parquet"
-            case "trec", (_, label):
-                return f"{label}.trec"
-            case "gate", _:
-                return "gate.txt"
-            case "leakage", _:
-                return "leakage.parquet"
-            case "metrics", _:
-                return "metrics.parquet"
-            case "report", _:
-                return "index.html"
-            case "config", _:
-                return "config.yaml"
-            case "weigh", _:
-                return "weights.parquet"
-            case "card", _:
-                return "README.md"
-            case "split", _:
-                return "bins.parquet"
-        return "pairs.parquet"
+
+def _without(value: Any, paths: Set[str]) -> Any:
+    """A JSON value with the word "made" in place of each of these strings."""
+    if isinstance(value, dict):
+        return {key: _without(item, paths) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, paths) for item in value]
+    return "made" if isinstance(value, str) and value in paths else value

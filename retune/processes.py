@@ -58,7 +58,7 @@ class Processes:
         codes = [process.poll() for process, _, _ in self._running]
         for code, (_, job, _) in zip(codes, self._running, strict=True):
             if code:
-                error = job.with_suffix(".error")
+                error = error_of(job)
                 said = f"a process of {len(codes) + 1} failed (code {code}); see above"
                 raise UserError(error.read_text() if error.exists() else said)
         return None in codes
@@ -119,8 +119,16 @@ class Told:
         print(done, flush=True)
 
 
-def run_job(main: Callable[[dict[str, Any]], None], file: Path) -> int:
+def error_of(job: Path) -> Path:
+    """Where a process leaves a user's mistake that it met in the job in a file."""
+    return job.with_suffix(".error")
+
+
+def run_job(main: Callable[[dict[str, Any]], None], file: Path, aloud: bool = False) -> int:
     """`main` on the job in `file`; a user's mistake is handed to the process that started this one.
+
+    Args:
+        aloud: whether it is printed as well, for the case that the other process, on another node, does not see it yet.
 
     Returns:
         The exit code.
@@ -130,7 +138,8 @@ def run_job(main: Callable[[dict[str, Any]], None], file: Path) -> int:
         main(json.loads(file.read_text()))
     except BaseException as error:
         if isinstance(error, UserError):
-            file.with_suffix(".error").write_text(str(error))
-            return 1
+            error_of(file).write_text(str(error))
+            if not aloud:
+                return 1
         return report_and_exit_code(error)
     return 0

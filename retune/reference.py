@@ -65,7 +65,9 @@ def _yaml(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value).replace("'", "") if not isinstance(value, str) else value
+    if isinstance(value, str):
+        return value.replace("\n", "\\n")  # a row of a table is one line
+    return str(value).replace("'", "")
 
 
 def _kind(annotation: Any) -> str:

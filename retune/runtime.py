@@ -6,6 +6,7 @@ Knows nothing of Snakemake, torch or tables.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 log = logging.getLogger("retune")
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class UserError(Exception):
@@ -32,9 +34,12 @@ def report_and_exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr, flush=True)
         return 130
-    if isinstance(error, OSError) and error.errno in (28, 122):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
         print(f"error: the disk is full{where}; free space and run again", file=sys.stderr, flush=True)
+        return 1
+    if isinstance(error, OSError) and error.errno in DENIED and error.filename:
+        print(f"error: {error.filename}: {error.strerror}; may this user read and write there?", file=sys.stderr)
         return 1
     traceback.print_exception(error)
     return 1
@@ -113,10 +118,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         if part.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(part, path)
+            _replace_folder(part, path)
+        else:
+            os.replace(part, path)
     finally:
         if part.is_dir():
             shutil.rmtree(part)
         else:
             part.unlink(missing_ok=True)
+
+
+def _replace_folder(part: Path, path: Path) -> None:
+    """Put the folder `part` where the folder `path` is, which goes only then: a half-removed model is never there."""
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    os.replace(path, old)
+    try:
+        os.replace(part, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from tiny import tiny_bert
 
 from retune.model import checkpoint
+from retune.model.backbone import load_tokenizer
 from retune.model.checkpoint import Card, card, resolve, write_card
 from retune.runtime import UserError
 
@@ -52,13 +54,30 @@ def test_a_python_package(tmp_path, model, monkeypatch):
 @pytest.mark.parametrize("name", ["./models/tiny", "/models/tiny", "~/no-such-model", "results/run/train/model"])
 def test_a_path_that_leads_nowhere_never_asks_the_hub(name, monkeypatch):
     monkeypatch.setattr(checkpoint, "_hub", lambda *_: pytest.fail("asked the hub"))
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder") as raised:
         resolve(name)
+    assert ("relative paths start at" in str(raised.value)) == (name[0] in ".r")
+
+
+def test_a_file_is_no_folder_and_never_asked_of_the_hub(model, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_hub", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.chdir(model)
+    with pytest.raises(UserError, match=r"model\.safetensors: a file; expected the folder of a model, such as \."):
+        resolve("model.safetensors")
 
 
 def test_a_folder_without_config_is_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match=r"has no config\.json"):
         resolve(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_no_checkpoint(model, tmp_path):
+    """transformers makes one of five tokens, all special, and every text would read the same."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / file).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=f"model {folder}: no tokenizer"):
+        load_tokenizer(folder)
 
 
 def test_checksum(model, tmp_path):

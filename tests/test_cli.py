@@ -36,6 +36,14 @@ def test_check_names_the_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert message in shown and str(file) in shown and "Traceback" not in shown
 
 
+def test_what_is_no_text_is_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.bin").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "model.bin"):
+        assert main(["check", str(path)]) == 1
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"error: {path}: ") and "expected a YAML file" in shown and shown.count("\n") == 1
+
+
 def test_missing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path / "no.yaml")]) == 1
     assert main(["summary", str(tmp_path)]) == 1

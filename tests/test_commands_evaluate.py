@@ -10,6 +10,8 @@ from pathlib import Path
 
 import ir_measures
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hub import running
 from tiny import some_texts, tiny_bert
@@ -142,6 +144,10 @@ def test_vectors_that_do_not_fit(capsys, files, model, tmp_path) -> None:
         capsys, *words, tmp_path / "v.npy"
     )
     assert "no such file of vectors" in refused(capsys, *words, tmp_path / "none.npy")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "rows.parquet")
+    assert "rows.parquet: expected a table with the column `vector`, found text" in refused(
+        capsys, *words, tmp_path / "rows.parquet"
+    )
     assert "--load_embedding: and --save_embedding: expected one of them" in refused(
         capsys, *words, tmp_path / "v.npy", "--save_embedding"
     )
@@ -222,6 +228,7 @@ def test_trec_run_and_table_say_the_same(capsys, model, tmp_path) -> None:
         (["--path", "nowhere"], "--path: nowhere: no such file"),
         (["--batch_siz", "3"], "unknown flag --batch_siz; did you mean --batch_size?"),
         (["--k", "0"], "--k: "),
+        (["--k", "many"], "--k: expected a whole number from 1 on, found 'many'"),
     ],
 )
 def test_mistakes(capsys, files, model, tmp_path, monkeypatch, words, message) -> None:

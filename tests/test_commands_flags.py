@@ -128,6 +128,7 @@ def test_choices_that_are_numbers() -> None:
     [
         (["--range_for_samplin", "1-2"], "unknown flag --range_for_samplin; did you mean --range_for_sampling?"),
         (["--negatives-number=2"], "unknown flag --negatives_number; did you mean --negative_number?"),
+        (["--frobnicate", "1"], "unknown flag --frobnicate; `--help` shows all flags"),
         (["--range", "1-2"], "unknown flag --range; did you mean --range_for_sampling?"),
         (["--zzz"], "unknown flag --zzz; `--help` shows all flags"),
         (["--sampling", "best"], "--sampling: expected one of random, top; found 'best'"),

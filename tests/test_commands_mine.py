@@ -330,6 +330,19 @@ def test_bad_rows_are_left_out_on_demand(tmp_path: Path, model: str) -> None:
     assert "query: expected a string" in listed[0]["reason"] and listed[1]["row"] == "{"
 
 
+def test_ranks_beyond_all_texts_are_told_of(folder: Folder) -> None:
+    """The rows come out with random negatives, as for any query that is short of candidates."""
+    said = folder.said("--range_for_sampling", "500-600", "--negative_number", 2)
+    assert "--range_for_sampling: no query has a text of ranks 500-600; 24 texts are searched" in said
+    assert all(len(row["neg"]) == 2 for row in read(folder.output))
+    assert "no query has a text" not in folder.said("--range_for_sampling", "5-600", "--negative_number", 2)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(folder: Folder) -> None:
+    said = folder.said("--work_dir", folder.input / "work", code=1)
+    assert f"error: {folder.input / 'work'}: cannot be made (Not a directory); " in said
+
+
 def test_too_few_candidates_are_an_error_on_demand(folder: Folder) -> None:
     said = folder.said("--on_shortage", "error", "--range_for_sampling", "0-5", code=1)
     assert "widen --range_for_sampling, or set --on_shortage to random or drop" in said

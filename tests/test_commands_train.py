@@ -534,7 +534,7 @@ def test_what_is_not_here_is_refused() -> None:
         (["--model_name_or_path", "./none"], "model ./none: no such folder"),
         (["--use_mrl"], "--use_mrl: expected mrl_dims"),
         (["--max_steps", "x"], "--max_steps: invalid int value: 'x'"),
-        (["--deepspeed", "no.json"], "--deepspeed: no.json: "),
+        (["--deepspeed", "no.json"], "--deepspeed: no.json: no such file"),
         (["--resume_from_checkpoint", "o"], "--resume_from_checkpoint: an interrupted run is resumed by itself"),
         (["--from_peft", "a", "--raw_peft", "b"], "--from_peft and --raw_peft: expected one of them"),
         (["--continue_adapters"], "--continue_adapters: expected `use_lora: true`"),

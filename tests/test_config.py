@@ -74,6 +74,26 @@ def test_five_mistakes_give_five_lines_with_file_and_line(tmp_path: Path) -> Non
     ]
 
 
+def test_a_key_that_is_there_twice_is_a_mistake(tmp_path: Path) -> None:
+    """YAML takes the last one without a word: what the first one sets would be lost."""
+    file = tmp_path / "twice.yaml"
+    file.write_text(
+        "embedder: {model: m}\n"
+        "ingest: {train: a.jsonl}\n"
+        "train:\n"
+        "  temperature: 0.05\n"
+        "variants:\n"
+        "  cold: &cold {train: {temperature: 1}}\n"
+        "  other:\n"
+        "    <<: *cold\n"
+        "    seed: 1\n"
+        "train: {train_group_size: 4}\n"
+    )
+    assert lines(yaml.safe_load(file.read_text()), [str(file)]) == [
+        f"{file}:10: train: given twice, first in line 3; put both into one"
+    ]
+
+
 def test_missing_sections_are_named() -> None:
     assert lines({}) == ["embedder: required, but not given", "ingest: required, but not given"]
 
@@ -92,6 +112,9 @@ def test_what_one_section_needs_of_another() -> None:
         in lines(SMALL | threshold | {"reranker": {"model": "r", "fit": {}}, "score": None})[0]
     )
     assert "cutoffs" in lines(SMALL | {"evaluate": {"k": 10, "cutoffs": [1, 100]}})[0]
+    assert lines(SMALL | {"evaluate": {"benchmarks": {"train": {"path": "data"}}}}) == [
+        "evaluate.benchmarks.train: the training texts are called so; expected another name"
+    ]
 
 
 @pytest.mark.parametrize(

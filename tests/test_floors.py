@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "config": 0, "tables": 0, "runtime": 0, "fingerprint": 0, "experiment": 0, "plan": 0, "reference": 0, "sections": 0,
-    "processes": 0, "gpus": 0,
+    "processes": 0, "gpus": 0, "artifacts": 0,
     "model": 1, "objective": 1, "data": 2, "training": 2, "report": 2, "stages": 3,
     "commands": 4, "cli": 4, "__main__": 4, "cocktail": 4,
 }  # fmt: skip

@@ -76,6 +76,16 @@ def test_what_the_base_is_put_together_from_is_in_the_tuned_model() -> None:
     assert plan.settings(Node("x", "split"))["embedder"]["tokenizer_name"] == "t"
 
 
+def test_models_of_other_experiments_are_told_apart_by_their_paths() -> None:
+    """They lie under results/ too, but are made elsewhere: nothing but the path says which one it is."""
+    others = {name: {"embedder": {"model": f"results/{name}/train/model"}} for name in ("one", "two")}
+    plan = Plan(load(RAW | {"variants": others}))
+    for node in (("mine",), ("train",), ("embed", "base", TRAIN, "queries"), ("evaluate", "b", "base")):
+        assert path(plan, "x.one", *node).startswith("results/x.one/")
+        assert path(plan, "x.two", *node).startswith("results/x.two/")
+    assert path(plan, "x.two", "ingest").startswith("results/x/")
+
+
 def test_stages_that_are_off_have_no_targets(plan: Plan) -> None:
     rules = {node.rule for node in plan.reported("x.bare")}
     assert not rules & {"merge", "score", "fit"}

@@ -1,5 +1,7 @@
 """Jobs: logs, one-line errors, atomic writes."""
 
+import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -50,6 +52,14 @@ def test_a_full_disk_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the disk is full" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [PermissionError, OSError])
+def test_a_place_that_is_not_the_users_is_said(kind: type[OSError], capsys: pytest.CaptureFixture[str]) -> None:
+    number = errno.EACCES if kind is PermissionError else errno.EROFS
+    assert report_and_exit_code(kind(number, os.strerror(number), "/models/x.parquet")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: /models/x.parquet: {os.strerror(number)}; ") and said.count("\n") == 1
+
+
 def test_threads_are_set_before_torch(tmp_path: Path) -> None:
     _, log = job(tmp_path, "import torch\nprint(torch.get_num_threads())")
     assert log.strip() == "1"
@@ -78,3 +88,38 @@ def test_atomic_replaces_whole_or_not_at_all(tmp_path: Path, folder: bool) -> No
     with atomic(target) as part:
         fill(part, "two")
     assert content() == "two" and os.listdir(tmp_path) == ["t"]
+
+
+def test_an_earlier_folder_is_whole_until_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is killed while the old one is being removed leaves the new one."""
+    target, removed = tmp_path / "model", []
+
+    def killed(folder: Path, *_: object, **__: object) -> None:
+        removed.append(sorted(os.listdir(folder)))
+        raise KeyboardInterrupt
+
+    for text in ("one", "two"):
+        if text == "two":
+            monkeypatch.setattr("retune.runtime.shutil.rmtree", killed)
+        with contextlib.suppress(KeyboardInterrupt), atomic(target) as part:
+            part.mkdir()
+            (part / text).write_text(text)
+    assert removed == [["one"]] and os.listdir(target) == ["two"]
+
+
+def test_an_earlier_folder_stays_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, replace = tmp_path / "model", os.replace
+    target.mkdir()
+    (target / "one").touch()
+
+    def failing(source: Path, place: Path) -> None:
+        if ".part-" in source.name:
+            raise OSError("no")
+        replace(source, place)
+
+    monkeypatch.setattr("retune.runtime.os.replace", failing)
+    with pytest.raises(OSError, match="no"), atomic(target) as part:
+        part.mkdir()
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(target) == ["one"]

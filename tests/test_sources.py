@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import random
 
@@ -55,6 +56,23 @@ def test_a_line_that_is_no_json_says_why_and_the_next_is_read(tmp_path, line, re
     assert isinstance(bad.value, sources.Unreadable)
     assert reason in bad.value.reason
     assert (good.line, good.value) == (2, {"a": 1})
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_one_array_of_rows_is_told_from_rows(tmp_path, indent):
+    """Other tools read such a file too, so that users have some."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([GOOD, GOOD], indent=indent))
+    with pytest.raises(UserError, match=r"rows\.json: one JSON array; expected one object a line, as `jq"):
+        list(sources.rows(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_told_once_and_not_of_each_line(tmp_path, encoding):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(("\ufeff" if encoding == "utf-16-be" else "").encode(encoding) + '{"a": 1}\n'.encode(encoding))
+    with pytest.raises(UserError, match=r"a\.jsonl: UTF-16; expected UTF-8, as `iconv"):
+        list(sources.rows(path))
 
 
 def test_parquet_and_jsonl_hold_the_same_rows(tmp_path):
@@ -138,7 +156,10 @@ def test_all_mistakes_of_a_row_are_found_at_once():
 
 
 def test_a_missing_column_is_told_from_a_wrong_one():
-    assert str(check({"pos": ["p"]})[1][0]) == "query: expected a string, the column is missing"
+    assert str(check({"pos": ["p"]})[1][0]) == "query: expected a string, the column is missing, found `pos`"
+    assert str(check({})[1][0]) == "query: expected a string, the column is missing, found none"
+    many = check({"query": "q", "positive": ["p"]} | {f"c{i}": i for i in range(9)})[1][0]
+    assert str(many).endswith("the column is missing, found `query`, `positive`, `c0`, `c1`, `c2`, `c3`, `c4`, `c5`, …")
 
 
 def test_within_a_row_the_first_of_equal_texts_stays_with_its_score():

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from retune import tables
 from retune.config import SplitConfig
 from retune.data import lengths
+from retune.runtime import UserError
 from retune.stages.split import split
 
 PIECES = [
@@ -110,6 +111,15 @@ def test_without_tokenizer_json_transformers_counts_the_same(data, model, tmp_pa
     (slow / "vocab.txt").write_text("\n".join(PIECES))
     (slow / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "model_max_length": 8}))
     assert run(data, slow) == run(data, model)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=f"model {tmp_path}: no tokenizer"):
+        lengths.counter({"model": str(tmp_path)}, 1)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=rf"model {tmp_path}: tokenizer\.json cannot be read \("):
+        lengths.counter({"model": str(tmp_path)}, 1)
 
 
 def test_the_bins_of_the_default_list():

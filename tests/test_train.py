@@ -16,7 +16,7 @@ import torch
 from tiny import tiny_bert
 from toy import toy_tables
 
-from retune import tables
+from retune import processes, tables
 from retune.config import EmbedderConfig, TrainConfig
 from retune.data.batches import Chunker, joined
 from retune.model.embedder import Embedder
@@ -25,7 +25,7 @@ from retune.runtime import UserError
 from retune.stages import train as stage
 from retune.stages.train import train
 from retune.training.embedding import EmbedderTask
-from retune.training.launch import launch, run_job
+from retune.training.launch import launch
 from retune.training.trainer import GroupTrainer
 
 ARGS = {"learning_rate": 1e-3, "num_train_epochs": 4, "per_device_train_batch_size": 8, "save_steps": 3}
@@ -211,9 +211,9 @@ def test_a_process_hands_a_mistake_to_its_parent(tmp_path):
 
     (tmp_path / "job.json").write_text('{"word": "wrong"}')
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=r"^train\.args: wrong$"):
-        patch.setattr("retune.training.launch.start_logging", lambda: None)
+        patch.setattr("retune.processes.start_logging", lambda: None)
         patch.setattr("subprocess.Popen", lambda *_, **__: None)
-        patch.setattr("retune.training.launch._wait_for", lambda _: run_job(mistaken, tmp_path / "job.json"))
+        patch.setattr("retune.training.launch._wait_for", lambda _: processes.run_job(mistaken, tmp_path / "job.json"))
         launch("any", {"word": "wrong"}, 2, tmp_path)
 
 

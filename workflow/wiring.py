@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retune.data.files import expand
+from retune.data.files import deciding, expand
 from retune.experiment import ConfigError, load
 from retune.fingerprint import fingerprint
 from retune.plan import TRAIN as TRAIN  # for the rules
@@ -136,16 +136,16 @@ class Wiring:
         def files(wildcards: Any) -> list[str]:
             name = getattr(wildcards, label, label)
             node, embedder = self.plan.model_node(wildcards.run, name), self.plan.embedder(wildcards.run, name)
-            own = [self.plan.path(node)] if node else weights(embedder["model"])
+            own = [self.plan.path(node)] if node else deciding(embedder["model"])
             others = [embedder[key] for key in ("peft_path", "config_name", "tokenizer_name") if more and embedder[key]]
-            return own + [file for other in others for file in weights(other)]
+            return own + [file for other in others for file in deciding(other)]
 
         return files
 
     def encoder(self, wildcards: Any) -> list[str]:
         """The checkpoint that a reranker's own training starts from, or that a ready one is."""
         reranker = self.plan.config(wildcards.run).reranker
-        return weights(reranker.model) + (weights(reranker.peft_path) if reranker.peft_path else [])
+        return deciding(reranker.model) + (deciding(reranker.peft_path) if reranker.peft_path else [])
 
     def teacher(self, wildcards: Any) -> list[str]:
         fitted = self.plan.config(wildcards.run).reranker.fit
@@ -158,7 +158,7 @@ class Wiring:
     def merged(self, wildcards: Any) -> list[str]:
         found = []
         for reference, node in self.plan.merge_models(wildcards.run):
-            found += [reference] if node else weights(reference)
+            found += [reference] if node else deciding(reference)
         return found
 
     def weighed_examples(self, wildcards: Any) -> list[str]:
@@ -214,9 +214,8 @@ class Wiring:
         return self.mined_vectors(wildcards)[0]
 
     def searched_texts(self, wildcards: Any) -> list[str]:
-        return [
-            self.plan.path(node) for node in self.plan.searched_texts(Node(wildcards.run, "search", (wildcards.shard,)))
-        ]
+        part = Node(wildcards.run, "search", (wildcards.shard,))
+        return [self.plan.path(node) for node in self.plan.searched_texts(part)]
 
     def found(self, wildcards: Any) -> list[str]:
         return [self.plan.path(node) for node in self.plan.searches(wildcards.run)]
@@ -332,27 +331,6 @@ class Wiring:
     def costs(self, wildcards: Any) -> list[str]:
         """Folders of what the jobs cost: the main run's, whose stages are shared, and the run's own."""
         return list(dict.fromkeys(f"benchmarks/{run}" for run in (self.plan.main, wildcards.run)))
-
-
-DECIDING = {
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".json",
-    ".txt",
-    ".model",
-    ".py",
-    ".jinja",
-}  # weights, tokenizer, configs, code
-
-
-def weights(reference: str) -> list[str]:
-    """The files of a model which lies in a folder here, so that a new model there is noticed."""
-    folder = Path(reference).expanduser()
-    if ":" in reference or not folder.is_dir():
-        return []
-    own = sorted(str(file) for file in folder.iterdir() if file.suffix in DECIDING)
-    return own + sorted(str(file) for file in folder.glob("*/config.json"))  # of its modules, such as pooling
 
 
 def _expand(patterns: Sequence[str], key: str) -> list[str]:

@@ -90,6 +90,8 @@ def read(path: Path, rows: int, dim: int, out: Path, meta: Mapping[str, str]) ->
         raise UserError(f"{path}: no such file of vectors; it is written with --save_embedding")
     if path.suffix == ".parquet":
         found = tables.n_rows(path)
+        if "vector" not in (there := pq.read_schema(path).names):
+            raise UserError(f"{path}: expected a table with the column `vector`, found {', '.join(there)}")
         _check(path, (found, next(stored(path)).shape[1] if found else dim), (rows, dim))
         return path
     array = _open(path, rows, dim)

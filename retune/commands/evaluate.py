@@ -68,7 +68,10 @@ FLAGS = [
          default="embeddings.memmap", group=SEARCH),
     *from_section(
         "evaluate", EvaluateConfig, SEARCH,
-        {"cutoffs": {"convert": whole(1), "shown": "1 with --index_file_jsonl_path, else 1 10 100, up to --k"}},
+        {
+            "cutoffs": {"convert": whole(1), "shown": "1 with --index_file_jsonl_path, else 1 10 100, up to --k"},
+            "k": {"convert": whole(1)},
+        },
         leave=("benchmarks", "models", "min_delta", "trec", "heads", "head_weights"),
     ),
     Flag(("seed",), "Of an index's training and of the intervals.", convert=whole(0),

@@ -305,6 +305,6 @@ def _sorted_out(names: Sequence[str], flags: Sequence[Flag]) -> tuple[dict[str, 
 
 def _near(name: str, known: Mapping[str, Flag]) -> str:
     begun = [one for one in known if one.startswith(name)]
-    if near := begun or difflib.get_close_matches(name, known, 1, 0.5):
+    if near := begun or difflib.get_close_matches(name, known, 1, 0.6):
         return f"; did you mean --{near[0]}?"
     return "; `--help` shows all flags"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retune.commands.flags import Given, from_section
-from retune.commands.work import Work
+from retune.commands.work import Work, model_identity
 from retune.config import SplitConfig
 
 FLAGS = from_section("split", SplitConfig, "lengths", {"length_list": {"convert": int}}, leave=("drop_longer_than",))
@@ -33,6 +33,7 @@ def measure(
 
     out = {name: work.path(f"split/{name}.parquet") for name in ("lengths", "bins")}
     of = {"settings": chosen.model_dump(mode="json"), "tokenizer": dict(tokenizer)}
+    of["model"] = model_identity(tokenizer) if work.kept else None
     inputs = [found[name] for name in ("texts", "queries", "pairs")]
 
     def do() -> None:

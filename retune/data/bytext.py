@@ -15,7 +15,7 @@ from retune.config import BenchmarkConfig
 from retune.data.collection import expect, missing, watched
 from retune.data.hub import local
 from retune.data.mistakes import BadRows
-from retune.data.rows import Mistake, check, check_document
+from retune.data.rows import Mistake, check, check_document, columns_of
 from retune.data.sources import Raw
 from retune.data.store import Pairs, Rows, Texts
 from retune.data.text import digest
@@ -161,8 +161,7 @@ def _strings(raw: Raw, names: tuple[str, ...], single: bool = False) -> tuple[li
         return [], check_document(raw.value)[1]
     column = next((name for name in names if name in raw.value), None)
     if column is None:
-        there = ", ".join(f"`{name}`" for name in raw.value) or "none"
-        return [], [Mistake(names[0], "the column is missing", f"found {there}")]
+        return [], [Mistake(names[0], "the column is missing", f"found {columns_of(raw.value)}")]
     value: Any = raw.value[column]
     if isinstance(value, str):
         value = [value]

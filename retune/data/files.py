@@ -15,6 +15,16 @@ from retune.runtime import UserError
 
 FORMS = (".jsonl", ".json", ".parquet")
 COMPRESSED = (".gz", ".zst")
+DECIDING = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".json",
+    ".txt",
+    ".model",
+    ".py",
+    ".jinja",
+)  # weights, tokenizer, configs, code
 
 
 def expand(patterns: Sequence[str], key: str) -> list[Path]:
@@ -63,3 +73,12 @@ def _nothing(pattern: str, matches: Sequence[Path]) -> str:
     if matches:
         return f"{pattern}: no file in this folder ends in {', '.join(FORMS)} (plain or with {', '.join(COMPRESSED)})"
     return f"{pattern}: no such file, folder or match; relative paths start at {Path.cwd()}"
+
+
+def deciding(model: str) -> list[str]:
+    """The files that decide what a model in a folder is; none where the reference is not to a folder."""
+    folder = Path(model).expanduser()
+    if ":" in model or not folder.is_dir():
+        return []
+    own = sorted(str(file) for file in folder.iterdir() if file.suffix in DECIDING)
+    return own + sorted(str(file) for file in folder.glob("*/config.json"))  # of its modules, such as pooling

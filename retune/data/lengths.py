@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from retune.model.checkpoint import resolve, tokenizer
+from retune.runtime import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,7 +34,7 @@ def counter(embedder: Mapping[str, Any], threads: int) -> Count:
         threads: read when the first text of this process is tokenized.
 
     Raises:
-        UserError: if there is no such model.
+        UserError: if there is no such model, or it has no tokenizer that can be read.
     """
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
@@ -47,7 +48,10 @@ def counter(embedder: Mapping[str, Any], threads: int) -> Count:
 def _rust_counter(folder: Path) -> Count:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library has no kinds of its own
+        raise UserError(f"model {folder}: tokenizer.json cannot be read ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return by_words(tokenizer) if tokenizes_by_words(folder) else by_texts(tokenizer)
@@ -93,9 +97,9 @@ def tokenizes_by_words(folder: Path) -> bool:
 
 
 def _python_counter(folder: Path, trust_remote_code: bool) -> Count:
-    from transformers import AutoTokenizer
+    from retune.model.backbone import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code)
 
     def count(texts: pa.Array) -> np.ndarray:
         found = tokenizer(texts.to_pylist(), truncation=False, verbose=False)["input_ids"]

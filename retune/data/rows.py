@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from retune.data.sources import Unreadable
 from retune.data.text import shown
 
+SHOWN = 8  # names of columns in a message
 FLOAT32_MAX = 3.4028234663852886e38
 KINDS = {str: "a string", list: "a list", dict: "an object", bool: "a truth value", int: "a number", float: "a number"}
 
@@ -86,7 +87,7 @@ def check_document(value: Any) -> tuple[str | None, list[Mistake]]:
     text, title = value.get("text"), value.get("title")
     mistakes: list[Mistake] = []
     if not isinstance(text, str):
-        found = f"found {_kind(text)}" if "text" in value else "the column is missing"
+        found = f"found {_kind(text)}" if "text" in value else _missing(value)
         mistakes.append(Mistake("text", "expected a string", found))
     if title is not None and not isinstance(title, str):
         mistakes.append(Mistake("title", "expected a string", f"found {_kind(title)}"))
@@ -105,13 +106,23 @@ def _kind(value: Any) -> str:
     return "null" if value is None else KINDS.get(type(value), f"a {type(value).__name__}")
 
 
+def columns_of(value: dict) -> str:
+    """The names of a row's columns, for the message that one is missing: it may only have another name."""
+    names = [f"`{name}`" for name in list(value)[:SHOWN]] + (["…"] if len(value) > SHOWN else [])
+    return ", ".join(names) or "none"
+
+
+def _missing(value: dict) -> str:
+    return f"the column is missing, found {columns_of(value)}"
+
+
 def _text(value: dict, column: str, mistakes: list[Mistake]) -> str:
     text = value.get(column)
     if type(text) is str:
         if not text or text.isspace():
             mistakes.append(Mistake(column, "empty string"))
         return text
-    found = f"found {_kind(text)}" if column in value else "the column is missing"
+    found = f"found {_kind(text)}" if column in value else _missing(value)
     mistakes.append(Mistake(column, "expected a string", found))
     return ""
 
@@ -119,7 +130,7 @@ def _text(value: dict, column: str, mistakes: list[Mistake]) -> str:
 def _texts(value: dict, column: str, mistakes: list[Mistake]) -> list[str]:
     texts = value.get(column)
     if type(texts) is not list:
-        found = f"found {_kind(texts)}" if column in value else "the column is missing"
+        found = f"found {_kind(texts)}" if column in value else _missing(value)
         mistakes.append(Mistake(column, "expected a list of strings", found))
         return []
     for place, text in enumerate(texts, 1):

@@ -21,6 +21,8 @@ from retune.runtime import UserError
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 CHUNK = 1 << 20  # bytes
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how a file begins that is in it
+ARRAY = re.compile(rb"\s*\[\s*(\{|$)")  # how a file begins that is one list of objects
 
 OnRead = Callable[[int], object]  # told how many bytes of the file were read since the last call
 
@@ -101,6 +103,10 @@ def _json_rows(path: Path, on_read: OnRead | None) -> Iterator[Raw]:
     for number, line in lines(path, on_read):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.startswith(UTF16):
+                raise UserError(f"{path}: UTF-16; expected UTF-8, as `iconv -f UTF-16 -t UTF-8` makes of it")
+            if ARRAY.match(line):
+                raise UserError(f"{path}: one JSON array; expected one object a line, as `jq -c '.[]'` makes of it")
         try:
             yield Raw(number, loads(line), line)
         except bad as error:

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 
 from retune.runtime import UserError
 
+VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.spm", "*.tiktoken", "tekken.json")
+CHARACTERS = 256  # a tokenizer without a file knows at least as many, where it is one of characters or bytes
 BROKEN = (ValueError, OSError, RuntimeError, KeyError, SafetensorError)  # what transformers raises for a bad folder
 
 
@@ -108,7 +110,7 @@ def load_classifier(
         if fresh:
             config.num_labels = 1
         elif config.num_labels != 1:
-            raise UserError(f"model {folder}: it has {config.num_labels} labels; a reranker has one logit")
+            raise UserError(f"model {folder}: it has {config.num_labels} labels; a reranker has one logit: is it one?")
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
@@ -125,15 +127,22 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False):
     """The checkpoint's tokenizer.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none.  Where its files are missing, transformers makes one that knows special tokens
+            alone, to which every word is unknown.
     """
     from transformers import AutoTokenizer
 
     _quiet()
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except BROKEN as error:
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the package tokenizers has no kinds of its own
         raise UserError(f"model {folder}: no tokenizer: {str(error).strip().splitlines()[0]}") from None
+    if len(found) < CHARACTERS and not any(next(Path(folder).glob(name), None) for name in VOCABULARIES):
+        raise UserError(
+            f"model {folder}: no tokenizer: expected its files (tokenizer.json, tokenizer_config.json) beside the "
+            "weights; copy them from the model that it was made from"
+        )
+    return found
 
 
 def load_whole(kind, folder: Path, **options) -> torch.nn.Module:

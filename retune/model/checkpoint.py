@@ -35,7 +35,8 @@ def resolve(
     name = str(model)
     folder = located(name, revision)
     if folder is None:
-        raise UserError(f"model {name}: no such folder")
+        start = "" if Path(name).expanduser().is_absolute() else f"; relative paths start at {Path.cwd()}"
+        raise UserError(f"model {name}: no such folder{start}")
     if not (folder / "config.json").is_file() and not (adapters_alone and (folder / ADAPTERS).is_file()):
         raise UserError(f"model {name}: {folder} has no config.json, so it is no checkpoint")
     if sha256:
@@ -47,12 +48,15 @@ def located(name: str, revision: str | None = None) -> Path | None:
     """The local folder of a reference, whatever it holds; None where it looks like a folder's, and there is none.
 
     Raises:
-        UserError: if there is no such package or hub id.
+        UserError: if there is no such package or hub id, or it is a file.
     """
     if name.startswith("package:"):
         return _package(name.removeprefix("package:"))
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise UserError(f"model {name}: a file; expected the folder of a model, such as {path.parent}")
     return None if name.startswith((".", "/", "~")) or name.count("/") > 1 else _hub(name, revision)
 
 

@@ -29,7 +29,8 @@ class DatasetConfig(Section):
     """Whether passages of other queries of a batch count as negatives; never for files or folders whose name ends in
     `no_in_batch_neg`."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Kept in the table of queries, for training."""
+    """Queries of a batch of this dataset, in each process, with `train.same_dataset_within_batch`; else
+    `per_device_train_batch_size` counts."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
     """Take at most so many rows: the first ones."""
 

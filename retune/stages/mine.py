@@ -87,6 +87,11 @@ def mine(
     _count(data, given, mined, short, judge, settings, counts)
     log.info("%d queries, %d of them short of candidates (%s)", len(data.train), len(short), settings.on_shortage)
     log.info("%s", counts.said())
+    if len(data.train) and not counts.get(funnel.CANDIDATES, "seen"):
+        log.warning(
+            "mine.range_for_sampling: no query has a text of ranks %s; %s texts are searched, so choose lower ones",
+            settings.range_for_sampling, f"{data.n_texts if data.candidates is None else data.candidates.sum():,}",
+        )  # fmt: skip
     _write(out, given, mined)
     if stats:
         counts.write(stats, {"settings": json.dumps(settings.model_dump(mode="json"))})

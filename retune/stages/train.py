@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retune import processes
 from retune.config import EmbedderConfig, TrainConfig
 from retune.runtime import UserError, log, timed
-from retune.training.launch import launch, run_job, under_torchrun
+from retune.training.launch import launch, under_torchrun
 
 if TYPE_CHECKING:
     import numpy as np
@@ -257,4 +258,4 @@ def main(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, Path(sys.argv[1])))
+    sys.exit(processes.run_job(main, Path(sys.argv[1]), aloud=True))

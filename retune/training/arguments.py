@@ -119,8 +119,12 @@ def _check_deepspeed(config: str | dict[str, Any] | None, section: str) -> None:
     if isinstance(config, str):
         try:
             config = json.loads(Path(config).read_text())
+        except FileNotFoundError:
+            raise UserError(f"{section}.deepspeed: {config}: no such file") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{section}.deepspeed: {config}: {error}") from None
+    if config and not isinstance(config, dict):
+        raise UserError(f"{section}.deepspeed: expected a JSON object, DeepSpeed's config")
     if config and config.get("zero_optimization", {}).get("stage") == 3:
         raise UserError(
             f"{section}.deepspeed: ZeRO stage 3 cuts the weights over the processes, which is not known here; use "

@@ -14,13 +14,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retune.runtime import UserError, log, report_and_exit_code, start_logging
-
-ERROR = "error.txt"
+from retune.processes import error_of
+from retune.runtime import UserError, log
 
 
 def under_torchrun() -> bool:
@@ -40,16 +38,16 @@ def launch(module: str, job: dict[str, Any], processes: int, state: Path, nodes:
     torchrun = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={processes}"]
     command = [*(_on_nodes(nodes) if nodes > 1 else []), sys.executable, *torchrun]
     state.mkdir(parents=True, exist_ok=True)
-    (state / ERROR).unlink(missing_ok=True)
     file = state / "job.json"
+    error_of(file).unlink(missing_ok=True)
     file.write_text(json.dumps(job))
     threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads // processes))}
     log.info("starting %d processes%s", processes, f" on each of {nodes} nodes" if nodes > 1 else "")
     command += [*([] if nodes > 1 else ["--standalone"]), "-m", module, str(file)]
     code = _wait_for(subprocess.Popen(command, env=environment, preexec_fn=_end_with_the_parent))
-    if (state / ERROR).exists():
-        raise UserError((state / ERROR).read_text())
+    if error_of(file).exists():
+        raise UserError(error_of(file).read_text())
     if code:
         where = f"one of {processes} processes" + (f" on {nodes} nodes" if nodes > 1 else "")
         raise UserError(f"train.{'nnodes' if nodes > 1 else 'nproc_per_node'}: {where} failed (code {code}); see above")
@@ -104,19 +102,3 @@ def _wait_for(process: subprocess.Popen) -> int:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def run_job(main: Callable[[dict[str, Any]], None], file: Path) -> int:
-    """One of several processes: `main` on the job in `file`; a user's mistake is handed to the parent.
-
-    Returns:
-        The exit code.
-    """
-    start_logging()
-    try:
-        main(json.loads(file.read_text()))
-    except BaseException as error:
-        if isinstance(error, UserError):
-            file.with_name(ERROR).write_text(str(error))
-        return report_and_exit_code(error)
-    return 0

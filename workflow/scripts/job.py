@@ -42,7 +42,12 @@ def start(snakemake) -> None:
 
 
 def keep(outputs: list[Path]) -> None:
-    """Link finished outputs into `results/<run>/.kept`, in place of the earlier ones."""
+    """Link finished outputs into `results/<run>/.kept`, in place of the earlier ones.
+
+    A job that is told to stop ends here too: what it did not finish takes no earlier result's place.
+    """
+    if not all(path.exists() for path in outputs):
+        return
     for path in outputs:
         kept = _kept(path)
         if kept.is_dir():
@@ -51,7 +56,7 @@ def keep(outputs: list[Path]) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             shutil.copytree(path, kept, copy_function=_link)
-        elif path.exists():
+        else:
             _link(path, kept)
 
 
