@@ -61,11 +61,20 @@ def summary(args: argparse.Namespace) -> None:
     if not found:
         raise UserError(f"{folder}: no metrics here; expected results/<name> of a finished run")
     for run, metrics in found:
-        print(f"\n{run.name}\n{summary(metrics)}")
+        print(f"\n{run.name}\n{summary(metrics, _guards(run / 'config.yaml'))}")
         if (run / "evaluate/gate.txt").is_file():
             print(f"\n{(run / 'evaluate/gate.txt').read_text()}")
         if (run / "report/index.html").is_file():
             print(f"report: {run / 'report/index.html'}")
+
+
+def _guards(config: Path) -> list[str]:
+    """Benchmarks that are guard sets, by the config that a run keeps beside its results."""
+    import yaml
+
+    kept = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    benchmarks = (kept.get("evaluate") or {}).get("benchmarks", {})
+    return [name for name, benchmark in benchmarks.items() if benchmark.get("guard")]
 
 
 LOOKS = {

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,10 @@ ROWS = [
 SAID = [{"input": "Is it bar?\n", "output": "Yes"}, {"input": "Is it cost?\n", "output": "No, it is din"}]
 
 
+EMBEDDERS = ["BAAI/bge-base-en-v1.5", "Shitao/bge-hotpotqa", "Shitao/bge-quora"]
+SPEAKERS = ["meta-llama/Llama-2-7b-chat-hf", "Shitao/llama2-ag-news", "Shitao/llama2-nq"]
+
+
 def state(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -39,9 +44,9 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 def here(tmp_path, monkeypatch) -> Path:
     """A folder with tiny models under the names of the published examples."""
     monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate(["BAAI/bge-base-en-v1.5", "Shitao/bge-hotpotqa", "Shitao/bge-quora"]):
+    for seed, name in enumerate([*EMBEDDERS, "Shitao/bge-msmarco"]):
         tiny_bert(tmp_path / name, seed)
-    for seed, name in enumerate(["meta-llama/Llama-2-7b-chat-hf", "Shitao/llama2-ag-news", "Shitao/llama2-nq"]):
+    for seed, name in enumerate(SPEAKERS):
         tiny_decoder(tmp_path / name, "llama", seed)
     tiny_reranker(tmp_path / "BAAI/bge-reranker-base", 0)
     return tmp_path
@@ -49,45 +54,31 @@ def here(tmp_path, monkeypatch) -> Path:
 
 # ---- as they are printed ------------------------------------------------------------------------
 
-PRINTED = [
-    """
+# LM-Cocktail's own examples, as our page shows them: three with mix_models, one with rows, one with texts to go on.
+PAGE = (Path(__file__).parents[1] / "docs/commands.md").read_text(encoding="utf-8")
+MIXED, BY_ROWS, BY_TEXTS = re.findall(r"```python\n(from retune import mix_models, .*?)```", PAGE, re.DOTALL)
+OTHERS = """
 from retune import mix_models, mix_models_with_data
 
 model = mix_models(
+    model_names_or_paths=["BAAI/bge-base-en-v1.5", "Shitao/bge-hotpotqa", "Shitao/bge-quora", "Shitao/bge-msmarco"],
+    model_type='encoder',
+    weights=[0.3, 0.2, 0.2, 0.3],
+    output_path='./mixed_embedder_2')
+
+from retune import mix_models_by_layers
+
+model = mix_models_by_layers(
     model_names_or_paths=["meta-llama/Llama-2-7b-chat-hf", "Shitao/llama2-ag-news"],
     model_type='decoder',
     weights=[0.7, 0.3],
     output_path='./mixed_llm')
-
-model = mix_models(
-    model_names_or_paths=["BAAI/bge-base-en-v1.5", "Shitao/bge-hotpotqa"],
-    model_type='encoder',
-    weights=[0.5, 0.5],
-    output_path='./mixed_embedder')
-
-model = mix_models(
-    model_names_or_paths=["BAAI/bge-reranker-base", "BAAI/bge-reranker-base"],
-    model_type='reranker',
-    weights=[0.5, 0.5],
-    output_path="./mixed_reranker")
-""",
-    """
-from retune import mix_models, mix_models_with_data
-
-model = mix_models_with_data(
-    model_names_or_paths=["BAAI/bge-base-en-v1.5", "Shitao/bge-hotpotqa", "Shitao/bge-quora"],
-    model_type='encoder',
-    example_data=example_data,
-    temperature=5.0,
-    max_input_length=512,
-    neg_number=2)
-""",
-]
+"""
 
 
 def test_the_example_of_mix_models(here):
     found: dict = {}
-    exec(PRINTED[0], found)
+    exec(MIXED, found)
     assert isinstance(found["model"], BertForSequenceClassification)
     assert state(here / "mixed_reranker").keys() == found["model"].state_dict().keys()
     own = state(here / "BAAI/bge-reranker-base")
@@ -100,18 +91,48 @@ def test_the_example_of_mix_models(here):
     assert isinstance(AutoModelForCausalLM.from_pretrained("./mixed_llm"), LlamaForCausalLM)
 
 
-def test_the_example_of_mix_models_with_data(here, capsys):
-    found: dict = {"example_data": ROWS}
-    exec(PRINTED[1], found)
+def test_the_other_examples_of_mix_models(here):
+    found: dict = {}
+    exec(OTHERS, found)
+    states = [state(here / name) for name in [*EMBEDDERS, "Shitao/bge-msmarco"]]
+    name = "encoder.layer.0.attention.self.query.weight"
+    expected = sum(weight * one[name].double() for weight, one in zip([0.3, 0.2, 0.2, 0.3], states, strict=True))
+    assert torch.equal(state(here / "mixed_embedder_2")[name], expected.float())
+    name = "model.layers.0.mlp.up_proj.weight"
+    one, two = (state(here / folder)[name].double() for folder in SPEAKERS[:2])
+    assert torch.equal(found["model"].state_dict()[name], (0.7 * one + 0.3 * two).float())
+    assert torch.equal(state(here / "mixed_llm")[name], found["model"].state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("printed", "models", "kind", "limits", "made", "name"),
+    [
+        (BY_ROWS, EMBEDDERS, "encoder", {"max_input_length": 512, "neg_number": 2}, BertModel,
+         "encoder.layer.1.output.dense.weight"),
+        (BY_TEXTS, SPEAKERS, "decoder", {}, LlamaForCausalLM, "model.layers.1.mlp.up_proj.weight"),
+    ],
+)  # fmt: skip
+def test_the_examples_of_mix_models_with_data(here, capsys, printed, models, kind, limits, made, name):
+    before = sorted(path.name for path in here.iterdir())
+    found: dict = {}
+    exec(printed, found)
     model = found["model"]
-    assert isinstance(model, BertModel) and not (here / "mixed_embedder").exists()
+    assert isinstance(model, made) and sorted(path.name for path in here.iterdir()) == before
     shown = [float(line.split()[1].rstrip(":")) for line in capsys.readouterr().out.splitlines()]
     assert len(shown) == 3 and sum(shown) == pytest.approx(1, abs=2e-4)
-    models = ["BAAI/bge-base-en-v1.5", "Shitao/bge-hotpotqa", "Shitao/bge-quora"]
-    weights = weigh(models, "encoder", list(enumerate(ROWS)), 5.0, max_input_length=512, neg_number=2)
-    name = "encoder.layer.1.output.dense.weight"
+    weights = weigh(models, kind, list(enumerate(found["example_data"])), 5.0, **limits)
+    assert shown == pytest.approx(weights, abs=1e-4)
     exact = sum(weight * state(here / one)[name].double() for one, weight in zip(models, weights, strict=True))
     assert torch.equal(model.state_dict()[name], exact.float())
+
+
+def test_more_negatives_than_neg_number_do_not_count(here, capsys):
+    few = [row | {"neg": row["neg"][:1]} for row in ROWS]
+    mix_models_with_data(EMBEDDERS, "encoder", ROWS, temperature=0.1, neg_number=1)
+    mix_models_with_data(EMBEDDERS, "encoder", few, temperature=0.1)
+    mix_models_with_data(EMBEDDERS, "encoder", ROWS, temperature=0.1)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == shown[3:6] != shown[6:]
 
 
 def test_by_layers_is_the_same_and_returns_the_model(here):

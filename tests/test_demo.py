@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from retune.config import DemoConfig
 from retune.data import docstrings as source
 from retune.data.docstrings import PASSAGE_WORDS, QUERY_WORDS, Docstring, normalised, parse, plain
+from retune.data.manuals import Document, Passages, sections
 from retune.runtime import UserError
 from retune.stages import demo as stage
-from retune.stages.demo import demo, distinct, test_modules
+from retune.stages.demo import demo, distinct, test_modules, unread
 
 TOPICS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa")
 
@@ -24,6 +25,14 @@ def docstring(package: int, number: int) -> str:
     """A docstring like no other."""
     words = [f"{TOPICS[(number + i * i) % 10]}{chr(97 + i)}n{number}x{package}" for i in range(24)]
     return f"Compute the {words[0]} of the {words[1]} table.\n\n    {' '.join(words)}."
+
+
+def manual(name: str) -> Document:
+    """Three sections of two passages each."""
+    said = [[f"The {name} {head} needs {word} and {name}{word} before {word}{head} can work." for word in TOPICS[:2]]
+            for head in TOPICS[2:5]]  # fmt: skip
+    text = "\n\n".join(f"## On {head}\n\n{one}\n\n{two}" for head, (one, two) in zip(TOPICS[2:5], said, strict=True))
+    return Document(name, "", text)
 
 
 @pytest.fixture
@@ -38,6 +47,7 @@ def packages(tmp_path: Path, monkeypatch) -> list[str]:
             (folder / part / "code.py").write_text("raise RuntimeError('imported')\n" + "\n".join(functions))
         (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+    monkeypatch.setattr(stage, "manuals", lambda: [manual(f"tool{i}") for i in range(20)])
     return names
 
 
@@ -165,14 +175,65 @@ def test_files_and_separation(packages: list[str], tmp_path: Path) -> None:
     assert packages_of[0].isdisjoint(packages_of[1])
 
 
+def test_the_guard_set(packages: list[str], tmp_path: Path) -> None:
+    settings = DemoConfig(train_rows=100, packages=packages, guard_queries=10, guard_passages=31)
+    demo(settings, tmp_path / "out", seed=3)
+    queries, corpus = (rows(tmp_path / f"out/guard/{name}.jsonl") for name in ("queries", "corpus"))
+    assert (len(queries), len(corpus)) == (10, 30)  # whole sections only
+    texts = {row["_id"]: row for row in [*queries, *corpus]}
+    judged = [line.split("\t") for line in (tmp_path / "out/guard/qrels/test.tsv").read_text().splitlines()[1:]]
+    assert list(dict.fromkeys(query for query, *_ in judged)) == [row["_id"] for row in queries]
+    assert len(judged) == 20  # each heading has two passages below it, and both are here
+    for query, passage, grade in judged:
+        name, head = texts[query]["text"].split(": On ")
+        assert texts[passage]["title"] == name and grade == "1"
+        assert texts[passage]["text"].startswith(f"The {name} {head} needs ")
+
+
+def test_the_guard_set_holds_nothing_that_training_could_see(packages: list[str], tmp_path: Path, monkeypatch) -> None:
+    """A passage that a docstring holds, and a heading that one asks by, are left out, whichever rows are drawn."""
+    found = [Docstring(f"Query number {word} of all", f"{LONG} {word}") for word in TOPICS]
+    known = [stage.Row("m", pair.summary, pair.rest) for pair in found]
+    copied = Passages("one", "Copied", ["Fresh words that nobody has written in a docstring.", f"Of {LONG}."])
+    asked = Passages("Query", "number alpha of all", ["Nothing like it was ever said by anyone before today."])
+    twice = Passages("two", "Again", [copied.passages[0].upper(), "Third words which stand here and nowhere else."])
+    gone = Passages("two", "Nothing left", [copied.passages[0]])
+    assert unread([copied, asked, twice, gone], known) == [
+        copied._replace(passages=copied.passages[:1]), twice._replace(passages=twice.passages[1:]),
+    ]  # fmt: skip
+    train = rows_of_training(packages, tmp_path)
+    copy = train[0]["query"].replace(" table.", " table again.")
+    leaking = Document("leaking", "", f"## On leaks\n\n{copy}\n\n{manual('tool').text}")
+    assert [copy] in [part.passages for part in sections(leaking)]
+    monkeypatch.setattr(stage, "manuals", lambda: [leaking])
+    demo(DemoConfig(train_rows=100, packages=packages), tmp_path / "guarded", seed=3)
+    corpus = rows(tmp_path / "guarded/guard/corpus.jsonl")
+    assert len(corpus) == 6 and {row["title"] for row in corpus} == {"leaking"}
+    assert (tmp_path / "guarded/train.jsonl").read_bytes() == (tmp_path / "plain/train.jsonl").read_bytes()
+
+
+def rows_of_training(packages: list[str], tmp_path: Path) -> list[dict]:
+    demo(DemoConfig(train_rows=100, packages=packages), tmp_path / "plain", seed=3)
+    return rows(tmp_path / "plain/train.jsonl")
+
+
+def test_no_manuals_is_an_error(packages: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(stage, "manuals", lambda: [Document("tool", "A tool", "No heading, and nothing to tell.")])
+    with pytest.raises(UserError, match="no manuals found on this machine"):
+        demo(DemoConfig(train_rows=100, packages=packages), tmp_path / "out", seed=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_same_seed_same_bytes(packages: list[str], tmp_path: Path) -> None:
-    settings = DemoConfig(train_rows=100, test_queries=20, test_passages=60, packages=packages)
+    few = {"guard_queries": 15, "guard_passages": 50}
+    settings = DemoConfig(train_rows=100, test_queries=20, test_passages=60, packages=packages, **few)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         demo(settings, tmp_path / name, seed)
-    files = ["train.jsonl", "test/queries.jsonl", "test/corpus.jsonl", "test/qrels/test.tsv"]
+    files = [f"{folder}/{name}" for folder in ("guard", "test") for name in ("queries.jsonl", "corpus.jsonl")]
+    files = ["train.jsonl", *files, "guard/qrels/test.tsv", "test/qrels/test.tsv"]
     a, b, c = ([(tmp_path / name / file).read_bytes() for file in files] for name in "abc")
     assert a == b
-    assert a[0] != c[0]
+    assert a[0] != c[0] and a[1] != c[1]
 
 
 def test_tests_and_vendored_copies_are_not_read(packages: list[str]) -> None:

@@ -5,8 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 
 from retune import tables
+from retune.cli import main
 from retune.data.significance import bootstrap_interval, randomisation_test
 from retune.runtime import UserError
 from retune.stages.evaluate import evaluate
@@ -190,6 +192,19 @@ def test_summary_shows_every_model_within_a_hundred_columns(tmp_path):
     tuned = next(r for r in rows if (r["model"], r["measure"], r["cutoff"]) == ("tuned", "MRR", 10))
     assert f"{tuned['value']:.4f} [{tuned['low']:.3f} {tuned['high']:.3f}] p=" in lines[1]
     assert " p" not in lines[0]
+    assert summary(tmp_path / "metrics.parquet", ["b", "c"]).startswith("b (guard set): 60 queries; ")
+
+
+def test_the_command_summary_says_what_is_a_guard_set(tmp_path, capsys):
+    ranked, judged = random_runs(models=("base", "tuned"))
+    for name, guard in (("run", True), ("run.other", False)):
+        (tmp_path / name / "evaluate").mkdir(parents=True)
+        measured(tmp_path / name / "evaluate", ranked, judged)
+        kept = {"name": "run", "evaluate": {"benchmarks": {"b": {"path": "b", "guard": guard}}}}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(kept))
+    assert main(["summary", str(tmp_path / "run")]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if "queries" in line]
+    assert [title.split(":")[0] for title in titles] == ["b (guard set)", "b"]
 
 
 def test_evaluating_needs_no_torch():

@@ -32,10 +32,10 @@ def _number(text: str) -> float:
 FLAGS = [
     Flag(("model_names_or_paths",), "The models: folders, hub ids or `package:<python package>`.", kind="list",
          required=True),
-    Flag(("model_type",), "What they are: embedders, language models or rerankers.", required=True,
+    Flag(("model_type",), "`encoder` for embedders, `decoder` for language models, `reranker`.", required=True,
          choices=tuple(cocktail.CLASSES)),
-    Flag(("weights",), "One for each model; they should sum to 1.", "merge.weights", "list", convert=_number,
-         shown="those that follow from --example_data"),
+    Flag(("weights",), "One for each model, in their order; they should sum to 1. Either these or --example_data.",
+         "merge.weights", "list", convert=_number, shown="those that follow from --example_data"),
     Flag(("output_path",), "Folder of the mixture; a model that it holds is replaced.", required=True),
     Flag(("example_data",), "JSONL of rows {query, pos, neg}, or {input, output} for language models.",
          group=EXAMPLES),

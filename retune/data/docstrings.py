@@ -156,7 +156,7 @@ def parse(docstring: str) -> Docstring | None:
     if not QUERY_WORDS[0] <= len(head.split()) <= QUERY_WORDS[1] or len(words) < PASSAGE_WORDS[0]:
         return None
     rest = " ".join(words[: PASSAGE_WORDS[1]])
-    if normalised(head) in normalised(rest) or min(_letters(head), _letters(rest)) < 0.6:
+    if normalised(head) in normalised(rest) or min(letters(head), letters(rest)) < 0.6:
         return None
     return Docstring(head, rest)
 
@@ -166,7 +166,7 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _letters(text: str) -> float:
+def letters(text: str) -> float:
     """Share of letters among the characters that are not spaces: low for tables, formulas and code."""
     dense = "".join(text.split())
     return sum(map(str.isalpha, dense)) / max(len(dense), 1)

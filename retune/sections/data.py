@@ -170,7 +170,8 @@ class ScoreConfig(Section):
 
 
 class DemoConfig(Section):
-    """The demo's raw data, made from the docstrings of installed Python packages."""
+    """The demo's raw data, made from the docstrings of installed Python packages, and for the guard set from manuals:
+    the descriptions of packages and Python's language reference."""
 
     train_rows: Annotated[int, Field(ge=10)] = 4000
     """Training rows, drawn with the seed."""
@@ -178,5 +179,9 @@ class DemoConfig(Section):
     """Test queries, from packages that training never sees."""
     test_passages: Annotated[int, Field(ge=10)] = 2500
     """Passages that the test queries are searched in."""
+    guard_queries: Annotated[int, Field(ge=10)] = 500
+    """Queries of the guard set at most: headings of manuals."""
+    guard_passages: Annotated[int, Field(ge=10)] = 1500
+    """Passages of the guard set at most: what stands below the headings."""
     packages: list[str] | None = None
     """Packages whose docstrings are read; the standard library and what retune installs where not given."""

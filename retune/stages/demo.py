@@ -1,8 +1,9 @@
-"""The demo's raw data: a summary sentence asks for the rest of its docstring.
+"""The demo's raw data: a summary sentence asks for the rest of its docstring; a guard set of other texts.
 
 Whole top-level modules are kept out of training for the test, so that a gain there is one on
-unseen code bases.  Writes what a user would bring (JSONL rows and a BEIR folder); knows nothing of
-the stages that read it.
+unseen code bases.  The guard set, headings of manuals that ask for what stands below them, shows what
+becomes of texts that nobody trained for.  Writes what a user would bring (JSONL rows and BEIR folders);
+knows nothing of the stages that read it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import orjson
 
 from retune.config import DemoConfig
 from retune.data.docstrings import STDLIB, Docstring, docstrings, normalised, sources
+from retune.data.manuals import Passages, manuals, sections
 from retune.runtime import UserError, atomic, log, progress
 
 FEWEST = 200  # rows below which neither training nor a test says anything
@@ -36,8 +38,16 @@ class Row(NamedTuple):
     positive: str
 
 
+class Benchmark(NamedTuple):
+    """Queries {id: text}, passages {id: (title, text)} and, for each query in turn, its relevant passages."""
+
+    queries: dict[str, str]
+    passages: dict[str, tuple[str, str]]
+    judged: list[tuple[str, str]]
+
+
 def demo(settings: DemoConfig, out: Path, seed: int) -> None:
-    """Write `train.jsonl` ({"query", "pos"}) and `test/` (BEIR) into the folder `out`.
+    """Write `train.jsonl` ({"query", "pos"}), `test/` and `guard/` (BEIR) into the folder `out`.
 
     Args:
         settings: how many rows; fewer are written where the machine's packages give no more.
@@ -45,7 +55,7 @@ def demo(settings: DemoConfig, out: Path, seed: int) -> None:
         seed: chooses the files that are read, the test's modules and the rows that are kept.
 
     Raises:
-        UserError: if fewer than 200 rows are found in all, or none is left for training or the test.
+        UserError: if fewer than 200 rows are found in all, or none is left for training, the test or the guard set.
     """
     most = max(FEWEST, math.ceil(ONE_PACKAGE * settings.train_rows))
     rows = distinct(_read(sources(settings.packages), most, seed))
@@ -61,13 +71,20 @@ def demo(settings: DemoConfig, out: Path, seed: int) -> None:
     unseen = test_modules({module: len(found) for module, found in by_module.items()}, passages, seed)
     train = _draw([row for row in rows if row.module not in unseen], settings.train_rows, [seed, 1])
     corpus = _draw([row for row in rows if row.module in unseen], passages, [seed, 2])
-    asked = _draw(list(range(len(corpus))), settings.test_queries, [seed, 3])
     if not train or not corpus:
         raise UserError("demo.packages: at least two packages with docstrings are needed, one of them for the test")
+    test = _test(corpus, _draw(list(range(len(corpus))), settings.test_queries, [seed, 3]))
+    unknown = unread((part for document in manuals() for part in sections(document)), rows)
+    guard = _guard(unknown, settings.guard_queries, settings.guard_passages, seed)
     with atomic(out) as part:
-        _write(part, train, corpus, asked)
+        part.mkdir()
+        _jsonl(part / "train.jsonl", [{"query": row.query, "pos": [row.positive]} for row in train])
+        _beir(part / "test", test)
+        _beir(part / "guard", guard)
     log.info("demo: %d usable docstrings in %d modules", len(rows), len(by_module))
-    log.info("demo: %d training rows; test: %d queries, %d passages", len(train), len(asked), len(corpus))
+    log.info("demo: %d training rows", len(train))
+    for name, benchmark in (("test", test), ("guard set", guard)):
+        log.info("demo: %s: %d queries, %d passages", name, len(benchmark.queries), len(benchmark.passages))
     log.info("demo: unseen in training: %s", ", ".join(sorted({row.module for row in corpus})))
 
 
@@ -101,13 +118,45 @@ def distinct(found: Sequence[tuple[str, Docstring]]) -> list[Row]:
     kept = []
     for module, pair in found:
         query, positive = normalised(pair.summary), normalised(pair.rest)
-        words = positive.split()
-        shingles = [zlib.crc32(" ".join(words[i : i + SHINGLE]).encode()) for i in range(len(words) - SHINGLE + 1)]
-        copied = sum(shingle in known for shingle in shingles) > COPIED * len(shingles)
-        if not copied and query not in texts and positive not in texts:
+        shingles = _shingles(positive)
+        if not _copied(shingles, known) and query not in texts and positive not in texts:
             kept.append(Row(module, pair.summary, pair.rest))
             texts |= {query, positive}
         known.update(shingles)
+    return kept
+
+
+def _shingles(text: str) -> list[int]:
+    """Digests of all runs of six words of a normalised text."""
+    words = text.split()
+    return [zlib.crc32(" ".join(words[i : i + SHINGLE]).encode()) for i in range(len(words) - SHINGLE + 1)]
+
+
+def _copied(shingles: Sequence[int], known: set[int]) -> bool:
+    return sum(shingle in known for shingle in shingles) > COPIED * len(shingles)
+
+
+def unread(parts: Iterable[Passages], rows: Sequence[Row]) -> list[Passages]:
+    """Sections of manuals without what any docstring says, nor any other section; those with nothing left go.
+
+    So the guard set holds nothing that training could have seen, whichever rows are drawn for it.
+    """
+    texts = {normalised(text) for row in rows for text in (row.query, row.positive)}
+    known = {shingle for row in rows for shingle in _shingles(normalised(f"{row.query} {row.positive}"))}
+    kept = []
+    for part in parts:
+        fresh = []
+        for passage in part.passages:
+            text = normalised(passage)
+            shingles = _shingles(text)
+            if not _copied(shingles, known) and text not in texts:
+                fresh.append(passage)
+            texts.add(text)
+            known.update(shingles)
+        query = normalised(_asked(part))
+        if fresh and query not in texts:
+            kept.append(part._replace(passages=fresh))
+            texts.add(query)
     return kept
 
 
@@ -140,15 +189,48 @@ def _draw(items: list, count: int, seed: Sequence[int]) -> list:
     return [items[i] for i in sorted(chosen)]
 
 
-def _write(folder: Path, train: Sequence[Row], corpus: Sequence[Row], asked: Sequence[int]) -> None:
-    test = folder / "test"
-    (test / "qrels").mkdir(parents=True)
-    _jsonl(folder / "train.jsonl", [{"query": row.query, "pos": [row.positive]} for row in train])
-    _jsonl(test / "queries.jsonl", [{"_id": f"q{i}", "text": corpus[i].query} for i in asked])
-    passages = [{"_id": f"p{i}", "title": "", "text": row.positive} for i, row in enumerate(corpus)]
-    _jsonl(test / "corpus.jsonl", passages)
-    lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\tp{i}\t1" for i in asked)]
-    (test / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _test(corpus: Sequence[Row], asked: Sequence[int]) -> Benchmark:
+    """The rows' positives as passages, and the queries of those rows that are asked for."""
+    return Benchmark(
+        {f"q{i}": corpus[i].query for i in asked},
+        {f"p{i}": ("", row.positive) for i, row in enumerate(corpus)},
+        [(f"q{i}", f"p{i}") for i in asked],
+    )
+
+
+def _guard(parts: Sequence[Passages], queries: int, passages: int, seed: int) -> Benchmark:
+    """A heading, with the name of its manual, asks for all that stands below it; whole sections are drawn.
+
+    Raises:
+        UserError: if there is no section.
+    """
+    if not parts:
+        raise UserError("demo: no manuals found on this machine: neither descriptions of packages nor pydoc_data")
+    sizes = np.array([len(part.passages) for part in parts])
+    order = np.random.default_rng([seed, 4]).permutation(len(parts))
+    drawn = order[: max(1, np.count_nonzero(np.cumsum(sizes[order]) <= passages))]
+    kept = [parts[i] for i in sorted(drawn)]
+    texts, judged = {}, []
+    asked = _draw(list(range(len(kept))), queries, [seed, 5])
+    for i, part in enumerate(kept):
+        for passage in part.passages:
+            if i in asked:
+                judged.append((f"q{i}", f"p{len(texts)}"))
+            texts[f"p{len(texts)}"] = part.document, passage
+    return Benchmark({f"q{i}": _asked(kept[i]) for i in asked}, texts, judged)
+
+
+def _asked(part: Passages) -> str:
+    return f"{part.document}: {part.heading}"
+
+
+def _beir(folder: Path, benchmark: Benchmark) -> None:
+    (folder / "qrels").mkdir(parents=True)
+    _jsonl(folder / "queries.jsonl", [{"_id": id, "text": text} for id, text in benchmark.queries.items()])
+    passages = [{"_id": id, "title": title, "text": text} for id, (title, text) in benchmark.passages.items()]
+    _jsonl(folder / "corpus.jsonl", passages)
+    lines = ["query-id\tcorpus-id\tscore", *(f"{query}\t{passage}\t1" for query, passage in benchmark.judged)]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _jsonl(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

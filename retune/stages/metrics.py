@@ -5,7 +5,7 @@ The second half of evaluation.  Knows ids, ranks and judgments; nothing of texts
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,10 +134,11 @@ def _columns(
     }
 
 
-def summary(path: Path) -> str:
+def summary(path: Path, guards: Collection[str] = ()) -> str:
     """The means of a `metrics` table as plain text, a block a benchmark: value [interval] p against base.
 
-    Shows MRR and nDCG at 10 and Recall at the largest cutoff (or what is nearest to that).
+    Shows MRR and nDCG at 10 and Recall at the largest cutoff (or what is nearest to that); says which of the
+    benchmarks are guard sets, those in `guards`.
     """
     table = tables.read(path, "metrics")
     n_queries = {b["benchmark"]: b["query_id_count_distinct"] for b in _query_counts(table)}
@@ -153,7 +154,8 @@ def summary(path: Path) -> str:
         lines += [[model, *(cells.get((benchmark, model, *column), "") for column in columns)] for model in models]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        title = f"{benchmark}: {n_queries.get(benchmark, 0):,} queries; mean [95% interval], p against {BASE}"
+        name = f"{benchmark} (guard set)" if benchmark in guards else benchmark
+        title = f"{name}: {n_queries.get(benchmark, 0):,} queries; mean [95% interval], p against {BASE}"
         blocks.append("\n".join([title, *text]))
     return "\n\n".join(blocks)
 

@@ -35,7 +35,8 @@ PACKAGES = ["asyncio", "concurrent", "email", "http", "importlib", "json", "logg
 def small(**train) -> dict:
     """The demo's config with little data, and training long enough to be interrupted."""
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    config |= {"demo": {"train_rows": 120, "test_queries": 20, "test_passages": 40, "packages": PACKAGES}}
+    sizes = {"train_rows": 120, "test_queries": 20, "test_passages": 40, "guard_queries": 20, "guard_passages": 40}
+    config |= {"demo": sizes | {"packages": PACKAGES}}
     config["reranker"]["fit"] |= {"max_queries": 32}
     config["embed"], config["mine"]["shards"] = {"shards": 2}, 2
     args = config["train"]["args"] | {"per_device_train_batch_size": 4, "max_steps": STEPS, "save_steps": SAVED}

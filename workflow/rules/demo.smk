@@ -4,6 +4,9 @@ rule demo:
         queries="results/{run}/raw/test/queries.jsonl",
         corpus="results/{run}/raw/test/corpus.jsonl",
         qrels="results/{run}/raw/test/qrels/test.tsv",
+        guard_queries="results/{run}/raw/guard/queries.jsonl",
+        guard_corpus="results/{run}/raw/guard/corpus.jsonl",
+        guard_qrels="results/{run}/raw/guard/qrels/test.tsv",
     log:
         "logs/{run}/demo.log",
     benchmark:
