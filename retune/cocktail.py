@@ -18,7 +18,7 @@ from typing import Any
 from retune.commands.placing import place
 from retune.model import checkpoint
 from retune.model.mixture import mix
-from retune.runtime import UserError
+from retune.runtime import UserError, make_folder
 
 # transformers' class of what is returned
 CLASSES = {
@@ -120,7 +120,7 @@ def write(models: Sequence[str], model_type: str, weights: Sequence[float], out:
     1, as LM-Cocktail leaves every encoder.
     """
     made = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     try:
         with tempfile.TemporaryDirectory(prefix=".mixture-", dir=out) as folder:
             part = Path(folder) / "model"

@@ -106,6 +106,14 @@ def timed(what: str) -> Iterator[None]:
     log.info("%s: %.1f s", what, time.perf_counter() - start)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; a UserError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); expected a folder that can be written") from None
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends well and removed otherwise.
@@ -113,7 +121,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Works for files and folders; a reader sees the old one, the whole new one, or nothing.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         yield part

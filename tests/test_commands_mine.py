@@ -333,7 +333,7 @@ def test_bad_rows_are_left_out_on_demand(tmp_path: Path, model: str) -> None:
 def test_ranks_beyond_all_texts_are_told_of(folder: Folder) -> None:
     """The rows come out with random negatives, as for any query that is short of candidates."""
     said = folder.said("--range_for_sampling", "500-600", "--negative_number", 2)
-    assert "--range_for_sampling: no query has a text of ranks 500-600; 24 texts are searched" in said
+    assert "--range_for_sampling: no query has a text of ranks 500-600; 16 texts are searched" in said
     assert all(len(row["neg"]) == 2 for row in read(folder.output))
     assert "no query has a text" not in folder.said("--range_for_sampling", "5-600", "--negative_number", 2)
 

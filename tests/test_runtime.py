@@ -90,6 +90,15 @@ def test_atomic_replaces_whole_or_not_at_all(tmp_path: Path, folder: bool) -> No
     assert content() == "two" and os.listdir(tmp_path) == ["t"]
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"file/model: cannot be made \(Not a directory\)"),
+        atomic(tmp_path / "file/model/table"),
+    ):
+        pass
+
+
 def test_an_earlier_folder_is_whole_until_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is killed while the old one is being removed leaves the new one."""
     target, removed = tmp_path / "model", []

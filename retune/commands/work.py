@@ -23,7 +23,7 @@ from typing import Any
 from retune.commands.flags import Flag, Given
 from retune.data.files import expand
 from retune.fingerprint import fingerprint
-from retune.runtime import UserError, atomic, log
+from retune.runtime import atomic, log, make_folder
 
 KEYS = "steps.json"
 WAIT, PATIENCE = 0.2, 600.0  # seconds between looks at what the process that leads has done, and between warnings
@@ -43,7 +43,7 @@ class Work:
         self.folder, self.kept, self.leads = folder, kept, leads
         self._keys: dict[str, str] = {}
         if kept:
-            _make(folder)
+            make_folder(folder)
             self._read()
 
     def _read(self) -> None:
@@ -111,16 +111,9 @@ def work_folder(given: Given, beside: Path) -> Iterator[Work]:
     if given["work_dir"]:
         yield Work(Path(given["work_dir"]).expanduser(), True)
         return
-    _make(beside.parent)
+    make_folder(beside.parent)
     with tempfile.TemporaryDirectory(prefix=f".{beside.name}.work-", dir=beside.parent) as folder:
         yield Work(Path(folder), False)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); expected a folder that can be written") from None
 
 
 def input_files(given: Given, name: str, output: Path | None = None) -> list[Path]:
