@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_bert
-from toy import toy_tables
+from toy import mrr, toy_tables
 
 from retune import tables
 from retune.config import EmbedderConfig, TrainConfig
@@ -63,7 +63,7 @@ def trained(tmp_path_factory, base) -> Path:
     return folder
 
 
-def test_training_lowers_the_loss(trained):
+def test_training_lowers_the_loss_and_lifts_mrr(trained, base):
     rows = history(trained)
     # every 10 steps, with every checkpoint, and at the end
     assert [row["step"] for row in rows] == [3, 6, 9, 10, 12]
@@ -71,6 +71,8 @@ def test_training_lowers_the_loss(trained):
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     assert all(row["grad_norm"] > 0 for row in rows) and rows[-1]["learning_rate"] < rows[1]["learning_rate"] <= 1e-3
     assert not (trained / "state").exists()
+    before, after = (mrr(Embedder.load(str(model)), trained) for model in (base, trained / "model"))
+    assert after > before + 0.1
 
 
 def test_the_checkpoint_gives_the_same_vectors_in_sentence_transformers(trained, base):
