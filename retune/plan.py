@@ -246,7 +246,7 @@ class Plan:
     def _ranked(self, settings: EvaluateConfig, head: str, seed: int) -> dict[str, Any]:
         """What a ranking by a head uses."""
         used = {"k": settings.k, "head": head}
-        if head == "hybrid":
+        if head in ("hybrid", "dense+sparse"):
             used["weights"] = settings.head_weights.model_dump()
         if head == "sparse":  # no vector is searched for
             return used
