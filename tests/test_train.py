@@ -85,6 +85,33 @@ def test_the_checkpoint_gives_the_same_vectors_in_sentence_transformers(trained,
     assert np.abs(ours - Embedder.load(str(base)).encode_passages(texts)).max() > 0.01
 
 
+THEIRS = """
+import json, sys
+import numpy as np
+from FlagEmbedding import FlagModel
+folder, out, texts = json.loads(sys.stdin.read())
+model = FlagModel(
+    folder, pooling_method="mean", query_instruction_for_retrieval="ba: ", query_instruction_format="{}{}",
+    use_fp16=False, devices="cpu", query_max_length=64, passage_max_length=64,
+)
+np.savez(out, queries=model.encode_queries(texts), passages=model.encode_corpus(texts))
+"""
+
+
+def test_flagembedding_gives_the_same_vectors(trained, tmp_path):
+    python = os.environ.get("RETUNE_FLAGEMBEDDING_PYTHON")
+    if not python:
+        pytest.skip("RETUNE_FLAGEMBEDDING_PYTHON names no interpreter with FlagEmbedding")
+    texts = tables.read(trained / "tables" / "texts.parquet", "texts")["text"].to_pylist()
+    asked = json.dumps([str(trained / "model"), str(tmp_path / "out.npz"), texts])
+    done = subprocess.run([python, "-c", THEIRS], input=asked, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    theirs = np.load(tmp_path / "out.npz")
+    ours = Embedder.load(EmbedderConfig(model=str(trained / "model"), query_instruction="ba: "))
+    np.testing.assert_allclose(ours.encode_queries(texts), theirs["queries"], atol=1e-4)
+    np.testing.assert_allclose(ours.encode_passages(texts), theirs["passages"], atol=1e-4)
+
+
 def test_the_same_seed_gives_the_same_bytes(trained, base, tmp_path):
     paths = {name: trained / "tables" / f"{name}.parquet" for name in ("texts", "queries", "pairs")}
     train(**job(tmp_path, base, paths))
