@@ -14,7 +14,7 @@ from plain import Plain
 from sentence_transformers import SentenceTransformer
 from test_train import job
 from tiny import some_texts, tiny_bert, tiny_decoder
-from toy import toy_tables
+from toy import mrr, toy_tables
 
 from retune import tables
 from retune.cli import main
@@ -151,15 +151,6 @@ def trained(models, tmp_path_factory) -> Path:
     asked["embedder"] = EmbedderConfig(model=str(base), query_instruction="Find", query_instruction_format=FORMAT)
     train(**asked)
     return folder
-
-
-def mrr(model: Embedder, folder: Path) -> float:
-    """Of the toy queries among all toy texts; text i is the positive of query i."""
-    queries = model.encode_queries(tables.read(folder / "tables/queries.parquet", "queries")["text"].to_pylist())
-    texts = model.encode_passages(tables.read(folder / "tables/texts.parquet", "texts")["text"].to_pylist())
-    scores = queries @ texts.T
-    own = scores[np.arange(len(queries)), np.arange(len(queries))]
-    return float((1 / (scores >= own[:, None]).sum(1)).mean())
 
 
 def test_training_lowers_the_loss_and_lifts_mrr(trained):

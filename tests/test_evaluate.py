@@ -134,16 +134,21 @@ def test_order_and_completeness(tmp_path):
     ]
 
 
-def test_means_intervals_and_p_values_are_those_of_the_query_rows(tmp_path):
-    rows = measured(tmp_path, *random_runs(), seed=11)
+@pytest.mark.parametrize("head", ["", "-sparse", "-dense+sparse"])
+def test_means_intervals_and_p_values_are_those_of_the_query_rows(tmp_path, head):
+    """A head's p-value is against base ranked by the same head."""
+    models = ("base", "tuned") if not head else ("base", f"base{head}", "tuned", f"tuned{head}")
+    rows = measured(tmp_path, *random_runs(models=models), seed=11)
+    against = {r["model"] for r in rows if r["p_value"] is not None}
+    assert against == {model for model in models if model.startswith("tuned")}
 
     def of(model, measure):
         mine = [r for r in rows if (r["model"], r["measure"], r["cutoff"]) == (model, measure, 10)]
         return mine[0], np.array([r["value"] for r in mine[1:]])[:, None]
 
     for measure in ("MRR", "Recall", "nDCG", "MAP", "P"):
-        _, base = of("base", measure)
-        mean, tuned = of("tuned", measure)
+        _, base = of(f"base{head}", measure)
+        mean, tuned = of(f"tuned{head}", measure)
         low, high = bootstrap_interval(tuned, 11)
         found = (mean["value"], mean["low"], mean["high"], mean["p_value"])
         assert found == pytest.approx((tuned.mean(), low[0], high[0], randomisation_test(tuned - base, 11)[0]))

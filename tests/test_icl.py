@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from test_decoder_family import mrr
 from test_train import job
 from tiny import WORDS, some_texts, tiny_decoder
-from toy import toy_tables
+from toy import mrr, toy_tables
 
 from retune import tables
 from retune.cli import main

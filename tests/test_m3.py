@@ -334,7 +334,8 @@ def test_rankings_equal_brute_force(embedded, trained, head, tmp_path, monkeypat
     monkeypatch.setattr(headvectors, "ROWS", 3)
     scores = all_scores(load(trained / "model"), *toy_texts(trained))
     weights, k = {"dense": 1.0, "sparse": 0.3, "colbert": 0.5}, 6
-    total = sum(weight * scores[name] for name, weight in weights.items())
+    sums = {"hybrid": sum(weight * scores[name] for name, weight in weights.items())}
+    sums["dense+sparse"] = scores["dense"] + 0.3 * scores["sparse"]
     shards = [embedded["a"], embedded["b"]]
     evaluate(queries=embedded["queries"], texts=shards, k=k, out=tmp_path / "run", head=head, weights=weights)
     run = tables.read(tmp_path / "run", "run").to_pylist()
@@ -343,8 +344,9 @@ def test_rankings_equal_brute_force(embedded, trained, head, tmp_path, monkeypat
         first = {name: np.argsort(-each[query], kind="stable")[:k] for name, each in scores.items()}
         common = set(np.flatnonzero(scores["sparse"][query] > 0).tolist())
         pool = {"dense": range(48), "sparse": common, "colbert": first["dense"]}
-        pool["hybrid"] = {*first["dense"].tolist(), *(set(first["sparse"].tolist()) & common)}
-        by = (scores | {"hybrid": total})[head][query]
+        both = {*first["dense"].tolist(), *(set(first["sparse"].tolist()) & common)}
+        pool |= {"hybrid": both, "dense+sparse": both}
+        by = (scores | sums)[head][query]
         expected = sorted(pool[head], key=lambda text: (-by[text], text))[:k]
         assert [text for text, _ in found] == [int(text) for text in expected], (head, query)
         np.testing.assert_allclose([score for _, score in found], by[expected], atol=1e-5)
@@ -371,14 +373,16 @@ def test_the_plan_measures_every_head():
     raw = {
         "embedder": {"model": "m", "family": "m3"}, "ingest": {"train": "t.jsonl"},
         "train": {"unified_finetuning": True},
-        "evaluate": {"benchmarks": {"b": {"path": "b"}}, "heads": ["dense", "sparse", "hybrid"], "models": ["tuned"],
-                     "head_weights": {"colbert": 0}},
+        "evaluate": {"benchmarks": {"b": {"path": "b"}}, "heads": ["dense", "sparse", "hybrid", "dense+sparse"],
+                     "models": ["tuned"], "head_weights": {"colbert": 0}},
     }  # fmt: skip
     plan = Plan(load_experiment(raw))
-    assert plan.judged("run") == ["tuned", "tuned-sparse", "tuned-hybrid"]
+    assert plan.judged("run") == ["tuned", "tuned-sparse", "tuned-hybrid", "tuned-dense+sparse"]
     assert plan.settings(Node("run", "embed", ("tuned", "b", "queries")))["settings"]["heads"] == ["dense", "sparse"]
     assert plan.settings(Node("run", "embed", ("base", "train", "queries")))["settings"]["heads"] == ["dense"]
     hybrid = plan.settings(Node("run", "evaluate", ("b", "tuned-hybrid")))
+    both = plan.settings(Node("run", "evaluate", ("b", "tuned-dense+sparse")))
+    assert both == hybrid | {"head": "dense+sparse"}
     assert hybrid["head"] == "hybrid" and hybrid["weights"] == {"dense": 1.0, "sparse": 0.3, "colbert": 0.0}
     assert hybrid["index_factory"] == "Flat"  # dense finds candidates
     assert plan.settings(Node("run", "evaluate", ("b", "tuned-sparse"))) == {"k": 100, "head": "sparse"}

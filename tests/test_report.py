@@ -256,6 +256,19 @@ def test_no_gain_is_called_none(tmp_path: Path) -> None:
     assert "a significant gain" not in text
 
 
+def test_each_head_is_compared_with_base_by_the_same_head(tmp_path: Path) -> None:
+    quality = {"base": 0.8, "tuned": 0.8, "base-dense+sparse": 0.2, "tuned-dense+sparse": 0.9}
+    found = {"target": make_benchmark(tmp_path / "b", 3, quality, n=24)}
+    inputs = make_training(tmp_path, 30) | {"metrics": make_metrics(tmp_path, found)}
+    report(run="x", inputs=inputs, out=tmp_path / "x.html", settings=ReportConfig())
+    text, metrics = (tmp_path / "x.html").read_text(), Metrics(inputs["metrics"])
+    base, tuned = (metrics.mean("target", model, ("nDCG", 10))["value"] for model in list(quality)[2:])
+    assert f"Tuning raised nDCG@10 of dense+sparse on target from {base:.3f} to {tuned:.3f} (" in text
+    assert f"tuned-dense+sparse · nDCG@10</span><b>{tuned:.3f}</b>" in text
+    assert metrics.mean("target", "base-dense+sparse", ("nDCG", 10))["p_value"] is None
+    assert "against base ranked by the same head." in text
+
+
 def test_variant_is_compared_honestly(full) -> None:
     text = full[1]
     assert re.search(r"<b>demo.no-teacher</b> against <b>demo</b>, tuned, nDCG@10 on target: worse \(−0\.\d+", text)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_bert
-from toy import toy_tables
+from toy import mrr, toy_tables
 
 from retune import processes, tables
 from retune.config import EmbedderConfig, TrainConfig
@@ -63,7 +63,7 @@ def trained(tmp_path_factory, base) -> Path:
     return folder
 
 
-def test_training_lowers_the_loss(trained):
+def test_training_lowers_the_loss_and_lifts_mrr(trained, base):
     rows = history(trained)
     # every 10 steps, with every checkpoint, and at the end
     assert [row["step"] for row in rows] == [3, 6, 9, 10, 12]
@@ -71,6 +71,8 @@ def test_training_lowers_the_loss(trained):
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     assert all(row["grad_norm"] > 0 for row in rows) and rows[-1]["learning_rate"] < rows[1]["learning_rate"] <= 1e-3
     assert not (trained / "state").exists()
+    before, after = (mrr(Embedder.load(str(model)), trained) for model in (base, trained / "model"))
+    assert after > before + 0.1
 
 
 def test_the_checkpoint_gives_the_same_vectors_in_sentence_transformers(trained, base):
@@ -81,6 +83,33 @@ def test_the_checkpoint_gives_the_same_vectors_in_sentence_transformers(trained,
     theirs = SentenceTransformer(str(trained / "model"), device="cpu").encode(texts)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert np.abs(ours - Embedder.load(str(base)).encode_passages(texts)).max() > 0.01
+
+
+THEIRS = """
+import json, sys
+import numpy as np
+from FlagEmbedding import FlagModel
+folder, out, texts = json.loads(sys.stdin.read())
+model = FlagModel(
+    folder, pooling_method="mean", query_instruction_for_retrieval="ba: ", query_instruction_format="{}{}",
+    use_fp16=False, devices="cpu", query_max_length=64, passage_max_length=64,
+)
+np.savez(out, queries=model.encode_queries(texts), passages=model.encode_corpus(texts))
+"""
+
+
+def test_flagembedding_gives_the_same_vectors(trained, tmp_path):
+    python = os.environ.get("RETUNE_FLAGEMBEDDING_PYTHON")
+    if not python:
+        pytest.skip("RETUNE_FLAGEMBEDDING_PYTHON names no interpreter with FlagEmbedding")
+    texts = tables.read(trained / "tables" / "texts.parquet", "texts")["text"].to_pylist()
+    asked = json.dumps([str(trained / "model"), str(tmp_path / "out.npz"), texts])
+    done = subprocess.run([python, "-c", THEIRS], input=asked, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    theirs = np.load(tmp_path / "out.npz")
+    ours = Embedder.load(EmbedderConfig(model=str(trained / "model"), query_instruction="ba: "))
+    np.testing.assert_allclose(ours.encode_queries(texts), theirs["queries"], atol=1e-4)
+    np.testing.assert_allclose(ours.encode_passages(texts), theirs["passages"], atol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_bytes(trained, base, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 from tiny import WORDS
 
 from retune import tables
+from retune.model.embedder import Embedder
 
 
 def toy_tables(
@@ -48,3 +49,12 @@ def toy_tables(
     for name, columns in contents.items():
         tables.write(paths[name], name, {column: list(values) for column, values in columns.items()})
     return paths
+
+
+def mrr(model: Embedder, folder: Path) -> float:
+    """Of the toy queries among all toy texts of `folder`, by a model's vectors; ties count against the positive."""
+    queries = model.encode_queries(tables.read(folder / "tables/queries.parquet", "queries")["text"].to_pylist())
+    texts = model.encode_passages(tables.read(folder / "tables/texts.parquet", "texts")["text"].to_pylist())
+    scores = queries @ texts.T
+    own = scores[np.arange(len(queries)), np.arange(len(queries))]
+    return float((1 / (scores >= own[:, None]).sum(1)).mean())

@@ -165,7 +165,7 @@ def _evaluate(plan: Plan, node: Node) -> Settings:
     config = plan.config(node.run)
     evaluate, head = config.evaluate, node.labels[1].partition("-")[2] or "dense"
     used = {"k": evaluate.k, "head": head}
-    if head == "hybrid":
+    if head in ("hybrid", "dense+sparse"):
         used["weights"] = evaluate.head_weights.model_dump()
     if head == "sparse":  # no vector is searched for
         return used

@@ -4,6 +4,7 @@ Three forms of the same: FlagEmbedding's eval_msmarco (--corpus_data and --query
 and {query, positive}, or data sets on the hub: MS MARCO where none are named), Intel's evaluate.py
 (--index_file_jsonl_path and --query_file_jsonl_path, rows {context: [..]} and {query, pos}), and any benchmark
 of the workflow (--format, --path). What is printed are means over the queries; the log adds 95% intervals.
+An M3 model is measured by each of --heads, as the workflow does it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from retune import tables
-from retune.commands import arrays, benchmark, models, vectors
+from retune.commands import arrays, benchmark, models, rankings, vectors
 from retune.commands.flags import Flag, Given, from_section, whole
 from retune.commands.work import WORK_DIR, Work, identity, output_file, work_folder
 from retune.config import BenchmarkConfig, Config, EmbedderConfig, EvaluateConfig
 from retune.runtime import atomic, log
-from retune.sections.evaluation import HUB
+from retune.sections.evaluation import HUB, SumWeights
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
 LENGTHS = {"query": 32, "passage": 128}  # tokens, of eval_msmarco
@@ -74,9 +76,11 @@ FLAGS = [
         },
         leave=("benchmarks", "models", "min_delta", "trec", "heads", "head_weights"),
     ),
+    *rankings.FLAGS,
     Flag(("seed",), "Of an index's training and of the intervals.", convert=whole(0),
          default=Config.model_fields["seed"].default, group=SEARCH),
-    Flag(("save_run",), "File that gets the best passages of every query in TREC's form."),
+    Flag(("save_run",), "File that gets the best passages of every query in TREC's form; with several --heads one for "
+         "each, run-sparse.trec beside run.trec."),
     Flag(("save_metrics",), "Parquet table that gets all measures, of every query and their means with intervals."),
     WORK_DIR,
 ]  # fmt: skip
@@ -97,36 +101,37 @@ def run(given: Given) -> None:
             output_file(given, name)
     if given["save_embedding"] and given["load_embedding"]:
         raise given.mistake("load_embedding", f"and {given.shown('save_embedding')}: expected one of them")
+    rankings.check_kept(given, settings)
     devices = models.prepare(given)
     embedder = _embedder(given, asked.format)
     models.fetch(embedder.model, embedder.revision)
     with work_folder(given, Path(given["save_run"] or given["save_metrics"] or given["save_path"])) as work:
         found = _read(given, work, asked)
-        queries, texts, steps = _vectors(given, work, found, embedder, devices)
-        run, measured = _measure(work, found, queries, texts, settings, asked, given["seed"], steps)
+        queries, texts, steps = _vectors(given, work, found, embedder, devices, settings)
+        runs, measured = _measure(work, found, queries, texts, settings, asked, given["seed"], steps)
         if given["save_run"]:
-            from retune.data import trec
-
             tag = re.sub(r"^.*[:/]", "", embedder.model.rstrip("/"))
-            trec.write(run, found["queries"], found["texts"], Path(given["save_run"]), tag)
+            rankings.save(Path(given["save_run"]), runs, found, tag)
         if given["save_metrics"]:
             with atomic(Path(given["save_metrics"])) as part:
                 part.write_bytes(measured.read_bytes())
         from retune.stages.metrics import summary
 
         log.info("%s", summary(measured))
-        print(means(measured, PRINTED[asked.format]))
+        printed = {head: means(measured, PRINTED[asked.format], rankings.label(head)) for head in settings.heads}
+        print(printed if len(printed) > 1 else printed[settings.heads[0]])
 
 
 # ---- what is asked for --------------------------------------------------------------------------
 
 
 def _settings(given: Given, form: str) -> EvaluateConfig:
+    fixed: dict[str, Any] = {"head_weights": given.section("evaluate.head_weights", SumWeights)}
     k = given["k"] or EvaluateConfig.model_fields["k"].default
-    if given["cutoffs"]:
-        return given.section("evaluate", EvaluateConfig)
-    usual = [cutoff for cutoff in ((1,) if form == "intel" else CUTOFFS) if cutoff <= int(k)]
-    return given.section("evaluate", EvaluateConfig, cutoffs=usual or [1])
+    if not given["cutoffs"]:
+        usual = [cutoff for cutoff in ((1,) if form == "intel" else CUTOFFS) if cutoff <= int(k)]
+        fixed["cutoffs"] = usual or [1]
+    return given.section("evaluate", EvaluateConfig, **fixed)
 
 
 def _embedder(given: Given, form: str) -> EmbedderConfig:
@@ -161,10 +166,12 @@ def _read(given: Given, work: Work, asked: BenchmarkConfig) -> dict[str, Path]:
 
 
 def _vectors(
-    given: Given, work: Work, found: Mapping[str, Path], embedder: EmbedderConfig, devices: Sequence[str]
-) -> tuple[Path, list[Path], list[str]]:
+    given: Given, work: Work, found: Mapping[str, Path], embedder: EmbedderConfig, devices: Sequence[str],
+    settings: EvaluateConfig,
+) -> tuple[Path, list[Path], list[str]]:  # fmt: skip
     """Vectors of the queries and of the passages, embedded or taken from a file, and the steps so far."""
-    [queries], one = vectors.embed_table(given, work, found["queries"], "query", embedder, devices, ["benchmark"])
+    common = (embedder, devices, ["benchmark"], settings.stored_heads())
+    [queries], one = vectors.embed_table(given, work, found["queries"], "query", *common)
     path = Path(given["save_path"]).expanduser()
     if given["load_embedding"]:
         from retune.data.search import dimension
@@ -175,7 +182,7 @@ def _vectors(
         log.info("%s: %s vectors of %s dimensions%s", path, f"{size[0]:,}", size[1],
                  "" if texts == path else "; nothing in the file says which model they are of")  # fmt: skip
         return queries, [texts], ["benchmark", *one]
-    texts, two = vectors.embed_table(given, work, found["texts"], "passage", embedder, devices, ["benchmark"])
+    texts, two = vectors.embed_table(given, work, found["texts"], "passage", *common)
     if given["save_embedding"]:
         shape, dtype = arrays.write(texts, path)
         log.info("%s: %s vectors of %d dimensions, %s", path, f"{shape[0]:,}", shape[1], dtype)
@@ -185,31 +192,33 @@ def _vectors(
 def _measure(
     work: Work, found: Mapping[str, Path], queries: Path, texts: Sequence[Path], settings: EvaluateConfig,
     asked: BenchmarkConfig, seed: int, steps: Sequence[str],
-) -> tuple[Path, Path]:  # fmt: skip
-    """The run and the table of metrics."""
+) -> tuple[dict[str, Path], Path]:  # fmt: skip
+    """The run of each head, and the table of metrics."""
     from retune.stages.evaluate import evaluate
     from retune.stages.metrics import metrics
 
-    ranked, out = work.path("evaluate/run.parquet"), work.path("evaluate/metrics.parquet")
+    runs, out = {}, work.path("evaluate/metrics.parquet")
     names = ("k", "index_factory", "nprobe", "ef_search", "index_train_size")
     of = {name: getattr(settings, name) for name in names} | {"seed": seed}
     of["vectors"] = identity(texts) if work.kept else None  # they may come from a file
     options = {name: of[name] for name in (*names, "seed")}
-    work.step("evaluate", "evaluate", [ranked], of, lambda: evaluate(
-        queries=queries, texts=texts, out=ranked, **options
-    ), steps)  # fmt: skip
+    for head in settings.heads:
+        options |= {"head": head, "weights": settings.head_weights.model_dump()}
+        runs[head] = work.path(f"evaluate/{rankings.label(head)}.run.parquet")
+        do = partial(evaluate, queries=queries, texts=texts, out=runs[head], **options)
+        work.step(f"evaluate {head}", "evaluate", [runs[head]], of | options, do, steps)
     levels = {"benchmark": asked.relevant_from}
-    of = {"cutoffs": settings.cutoffs, "seed": seed, "levels": levels}
+    of = {"cutoffs": settings.cutoffs, "seed": seed, "levels": levels, "heads": settings.heads}
     work.step("metrics", "metrics", [out], of, lambda: metrics(
-        runs={("benchmark", "model"): ranked}, benchmarks={"benchmark": found}, cutoffs=settings.cutoffs, seed=seed,
-        out=out, levels=levels,
-    ), ["evaluate"])  # fmt: skip
-    return ranked, out
+        runs={("benchmark", rankings.label(head)): run for head, run in runs.items()}, benchmarks={"benchmark": found},
+        cutoffs=settings.cutoffs, seed=seed, out=out, levels=levels,
+    ), [f"evaluate {head}" for head in settings.heads])  # fmt: skip
+    return runs, out
 
 
-def means(metrics: Path, measures: Sequence[str]) -> dict[str, float]:
-    """{"MRR@1": mean, …} of a table of metrics, a measure after the other."""
-    rows = tables.read(metrics, "metrics").to_pylist()
+def means(metrics: Path, measures: Sequence[str], model: str) -> dict[str, float]:
+    """{"MRR@1": mean, …} of a model in a table of metrics, a measure after the other."""
+    rows = [row for row in tables.read(metrics, "metrics").to_pylist() if row["model"] == model]
     found = {(row["measure"], row["cutoff"]): row["value"] for row in rows if row["query_id"] is None}
     cutoffs = sorted({cutoff for _, cutoff in found})
     return {f"{name}@{cutoff}": found[name, cutoff] for name in measures for cutoff in cutoffs}

@@ -128,7 +128,7 @@ class Given:
         """
         of_key = {flag.key: flag for flag in self.flags if re.fullmatch(rf"{section}\.\w+", flag.key or "")}
         given = {key: flag.name for key, flag in of_key.items() if self.typed(flag.name) or self[flag.name] is not None}
-        values = {key.split(".")[1]: self[name] for key, name in given.items()}
+        values = {key.rpartition(".")[2]: self[name] for key, name in given.items()}
         try:
             return config(**(values | fixed))
         except ValidationError as error:

@@ -33,25 +33,25 @@ def embed_flags(heads: bool = False) -> list[Flag]:
     return [*found, Flag(("vector_cache",), about, group=GROUP)]
 
 
-def settings(given: Given, embedder: EmbedderConfig, kind: str) -> EmbedConfig:
-    """The section `embed` that the flags make, for texts of a kind."""
+def settings(given: Given, embedder: EmbedderConfig, kind: str, heads: Sequence[str] | None = None) -> EmbedConfig:
+    """The section `embed` that the flags make, for texts of a kind; `heads` are stored where the flags do not say."""
     longest = getattr(embedder, f"{kind}_max_length")
     budget = models.token_budget(given, "embedder_batch_size", longest, embedder.dtype)
-    return given.section("embed", EmbedConfig, **budget)
+    return given.section("embed", EmbedConfig, **budget, **({"heads": list(heads)} if heads else {}))
 
 
 def embed_table(
     given: Given, work: Work, table: Path, kind: str, embedder: EmbedderConfig, devices: Sequence[str],
-    after: Sequence[str],
+    after: Sequence[str], heads: Sequence[str] | None = None,
 ) -> tuple[list[Path], list[str]]:  # fmt: skip
-    """Embed the rows of a table of texts or queries.
+    """Embed the rows of a table of texts or queries; `heads` as for `settings`.
 
     Returns:
         The embeddings tables, of rising ids, and the names of the steps that made them.
     """
     from retune.stages.embed import embed
 
-    chosen = settings(given, embedder, kind)
+    chosen = settings(given, embedder, kind, heads)
     n_rows = tables.n_rows(table)
     count = chosen.shards if given.typed("shards") else min(99, -(-n_rows // SHARD)) if work.kept else 1
     count = max(count, 1) if kind == "passage" else 1

@@ -1,9 +1,10 @@
 """Rankings of an embedded benchmark by M3's heads, in a table: (queries, texts, k, weights, nearest) → scores and ids.
 
-    dense     search among vectors, by `nearest`
-    sparse    a product of the tokens' weights
-    colbert   late interaction, among the k that dense ranks first
-    hybrid    the weighted sum of the heads, among the first k of dense and of sparse
+    dense         search among vectors, by `nearest`
+    sparse        a product of the tokens' weights
+    colbert       late interaction, among the k that dense ranks first
+    hybrid        the weighted sum of the heads, among the first k of dense and of sparse
+    dense+sparse  the same without colbert
 
 All return scores float32 [q, k] and ids int64 [q, k], best first, ties by rising id; -inf and -1 where there are fewer.
 """
@@ -50,6 +51,12 @@ def hybrid(queries: Path, texts: Sequence[Path], k: int, weights: Mapping[str, f
     return _ranked(total.reshape(ids.shape).astype(np.float32), ids, k)
 
 
+def dense_sparse(
+    queries: Path, texts: Sequence[Path], k: int, weights: Mapping[str, float], nearest: Nearest
+) -> Ranking:
+    return hybrid(queries, texts, k, {head: weight for head, weight in weights.items() if head != "colbert"}, nearest)
+
+
 def _firsts(weights: Mapping[str, float]) -> list[Ranker]:
     """Who finds the candidates of the weighted sum."""
     found = [ranker for head, ranker in (("dense", dense), ("sparse", sparse)) if weights.get(head)]
@@ -73,5 +80,7 @@ def _dense_pairs(queries: Path, texts: Sequence[Path], rows: np.ndarray, ids: np
 
 PAIRS = {"dense": _dense_pairs, "sparse": headvectors.sparse_pairs, "colbert": headvectors.colbert_pairs}
 """By head: (queries, texts, query rows, text ids) → scores of the pairs, float32 [n]."""
-RANKERS: dict[str, Ranker] = {"dense": dense, "sparse": sparse, "colbert": colbert, "hybrid": hybrid}
+RANKERS: dict[str, Ranker] = {
+    "dense": dense, "sparse": sparse, "colbert": colbert, "hybrid": hybrid, "dense+sparse": dense_sparse,
+}  # fmt: skip
 """By name in `evaluate.heads`."""

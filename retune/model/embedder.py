@@ -20,59 +20,32 @@ from retune.config import EmbedderConfig
 from retune.model import checkpoint, device, engine, heads, multihead, parts
 from retune.model.budget import TokenBudget, budget_for
 from retune.model.embedder_families import FAMILIES
-from retune.model.engine import Tokenizer, Tokens
-from retune.model.fused import Flat, FlatEncoder
-from retune.model.incontext import SLACK, Context, cut, rendered
+from retune.model.engine import Tokens
+from retune.model.fused import Flat
 from retune.model.multihead import HEADS
-from retune.model.pooling import POOLINGS
+from retune.model.pooling import POOLINGS, of_flat
 from retune.model.portable import make_portable
-from retune.model.prompts import Prompt
+from retune.model.reader import PASSAGE_PROMPTS, Reader
 from retune.model.shortcut import Shortcut
 from retune.model.usage import embedding_tokenizer, looks_both_ways, usage
-from retune.runtime import UserError, log
+from retune.runtime import UserError
 
-PASSAGE_PROMPTS = ("document", "passage", "corpus")
 AHEAD = 1 << 20  # characters tokenised at a time, while the model computes the ones before
 
 
-class Embedder(torch.nn.Module):
-    """Token ids → vectors.
+class Embedder(torch.nn.Module, Reader):
+    """Token ids → vectors; what a `Reader` has, it has too.
 
     Attributes:
-        backbone: the transformer. card: how the checkpoint is used, with the config's choices applied.
-        prompts: {"query": Prompt, "passage": Prompt}. max_lengths: tokens, by the same keys.
-        context: what stands around every query of an in-context model; None for others.
+        backbone: the transformer. family: its row in the table of families.
         heads: those of an M3 model beside the dense one, where it has them.
         shortcut: the backbone's faster form, where it has one.
     """
 
     def __init__(self, backbone: torch.nn.Module, tokenizer, card: checkpoint.Card, settings: EmbedderConfig) -> None:
         super().__init__()
-        self.backbone, self.card, self.settings = backbone, card, settings
-        self.tokenizer = Tokenizer(tokenizer)
-        self.pad_token_id = tokenizer.pad_token_id or 0
-        said = {"query": card.prompts.get("query")}
-        said["passage"] = next((card.prompts[name] for name in PASSAGE_PROMPTS if card.prompts.get(name)), None)
-        self.prompts = {
-            kind: Prompt(instruction, card.formats[kind], said[kind] if instruction is None else None)
-            for kind in ("query", "passage")
-            for instruction in (getattr(settings, f"{kind}_instruction"),)
-        }
-        self.family = FAMILIES[card.family]
-        self.context: Context | None = None
-        if card.suffix is not None:
-            template = settings.examples_instruction_format
-            self.context = Context(card.suffix, rendered(settings.examples, template, settings.query_instruction))
-        elif settings.examples:
-            raise UserError(f"embedder.examples: {settings.model} is no in-context model; set embedder.family: icl")
-        self.max_lengths = {
-            "query": min(settings.query_max_length or 10**9, card.max_length or 512),
-            "passage": min(settings.passage_max_length or 10**9, card.max_length or 512),
-        }
-        for kind in ("query", "passage"):
-            asked = getattr(settings, f"{kind}_max_length")
-            if asked and asked > self.max_lengths[kind]:
-                log.warning("embedder.%s_max_length: the model takes %d tokens at most", kind, self.max_lengths[kind])
+        Reader.__init__(self, tokenizer, card, settings)
+        self.backbone, self.family = backbone, FAMILIES[card.family]
         if card.truncate_dim and card.truncate_dim > backbone.config.hidden_size:
             raise UserError(
                 f"embedder.truncate_dim: {card.truncate_dim} is more than the {backbone.config.hidden_size} dimensions "
@@ -153,98 +126,19 @@ class Embedder(torch.nn.Module):
         """Dimensions of a vector."""
         return self.card.truncate_dim or self.backbone.config.hidden_size
 
-    def tokenize(self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None) -> Tokens:
-        """Ids of texts as the model reads them: prompt, special tokens, cut to the kind's length.
-
-        Args:
-            kind: "query" or "passage".
-            instructions: a text's own instruction, which comes before the common one.
-        """
-        limit = self.max_lengths[kind]
-        if kind == "query" and self.context is not None and self.context.examples:
-            limit += int(self.tokenizer([self.context.examples], None).lengths[0]) + SLACK
-        return self.tokenizer(self.read(texts, kind, instructions), limit)
-
-    def cut(self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None) -> np.ndarray:
-        """Whether `tokenize` leaves an end of each text out, bool [n]."""
-        if kind == "query" and self.context is not None:
-            own = self.prompts[kind].apply(texts, instructions)
-            return self.tokenizer(own, None, special=False).lengths > self.room()
-        limit = self.max_lengths[kind]
-        return self.tokenizer(self.read(texts, kind, instructions), limit + 1).lengths > limit
-
-    def read(self, texts: Sequence[str], kind: str, instructions: Sequence[str | None] | None = None) -> list[str]:
-        """The texts as the tokenizer gets them, with prompts and all that stands around a query.
-
-        Arguments are those of `tokenize`.
-        """
-        texts = self.prompts[kind].apply(texts, instructions)
-        if kind == "query" and self.context is not None:
-            kept = cut(self.tokenizer, texts, self.room())
-            texts = [f"{self.context.examples}{text}{self.context.suffix}" for text in kept]
-        return [text.lower() for text in texts] if self.card.lowercase else texts
-
-    def tokenize_within(self, texts: Sequence[str], prefixes: Sequence[str]) -> Tokens:
-        """Ids of queries, instructions included, each after examples of its own; prefix and query together are cut."""
-        whole = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
-        whole = [text + self.context.suffix for text in cut(self.tokenizer, whole, self.room())]
-        return self.tokenizer(whole, self.max_lengths["query"])
-
-    def room(self, length: int = 0, kept: int = 0) -> int:
-        """Tokens that a query's length leaves beside its suffix, special tokens and `length`, of which `kept` count."""
-        around = self.tokenizer([self.context.suffix], None).lengths[0]
-        return int(self.max_lengths["query"] - around - min(length, kept))
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids int64 [B, L], attention_mask [B, L] (None: no padding) → float32 [B, dim]."""
         if (flat := self.shortcut.of(self.backbone, attention_mask)) is not None:
-            return self._finished(self._pooled(flat, Flat.of(input_ids, attention_mask)))
+            batch = Flat.of(input_ids, attention_mask)
+            if self.card.pooling == "cls":
+                return self.finished(flat(batch, first=True).float())
+            return self.finished(of_flat(self.card.pooling, flat(batch), batch))
         hidden = self.backbone(
             input_ids=input_ids, attention_mask=attention_mask, **self.family.options
         ).last_hidden_state  # [B, L, D]
-        return self._finished(POOLINGS[self.card.pooling](hidden, attention_mask))
+        return self.finished(POOLINGS[self.card.pooling](hidden, attention_mask))
 
-    def represent(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, heads: Sequence[str] = HEADS
-    ) -> dict[str, Tensor]:
-        """What the heads make of a batch, its tokens flat, one text after the other.
-
-        Returns:
-            dense float32 [B, dim], lengths int64 [B], ids int64 [T], sparse float32 [T], colbert float32 [T - B, C].
-        """
-        if (flat := self.shortcut.of(self.backbone, attention_mask)) is not None:
-            batch = Flat.of(input_ids, attention_mask)
-            states = flat(batch)  # [T, D]
-            pooled = self._pooled_states(states, batch)
-        else:
-            hidden = self.backbone(
-                input_ids=input_ids, attention_mask=attention_mask, **self.family.options
-            ).last_hidden_state  # [B, L, D]
-            pooled = POOLINGS[self.card.pooling](hidden, attention_mask)
-            states = hidden.flatten(0, 1) if attention_mask is None else hidden[attention_mask.bool()]  # [T, D]
-        every = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        ids, lengths = input_ids[every.bool()], every.sum(1)  # [T], [B]
-        found = {"dense": self._finished(pooled), "lengths": lengths, "ids": ids}
-        if "sparse" in heads:
-            found["sparse"] = self.heads.sparse(states, ids)
-        if "colbert" in heads:
-            later = torch.ones_like(ids, dtype=torch.bool)
-            later[lengths.cumsum(0) - lengths] = False
-            found["colbert"] = self.heads.colbert(states[later], self.card.normalize)
-        return found
-
-    def _pooled(self, flat: FlatEncoder, batch: Flat) -> Tensor:
-        """Pooled float32 [B, D], by the backbone's faster form."""
-        if self.card.pooling == "cls":
-            return flat(batch, first=True).float()
-        return self._pooled_states(flat(batch), batch)
-
-    def _pooled_states(self, states: Tensor, batch: Flat) -> Tensor:
-        """Pooled float32 [B, D], of the states [T, D] of flat tokens."""
-        parts = [states[at : at + texts * length].view(texts, length, -1) for at, texts, length in batch.groups]
-        return torch.cat([POOLINGS[self.card.pooling](part, None) for part in parts])
-
-    def _finished(self, pooled: Tensor) -> Tensor:
+    def finished(self, pooled: Tensor) -> Tensor:
         """Pooled float32 [B, D] → [B, dim]: the first dimensions, normalised."""
         pooled = pooled[:, : self.dim]
         return torch.nn.functional.normalize(pooled, dim=-1) if self.card.normalize else pooled

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from retune.model import device, engine
+from retune.model import device, engine, fused
 from retune.model.engine import Tokens, ragged
+from retune.model.pooling import POOLINGS, of_flat
 from retune.runtime import UserError, log
 
 if TYPE_CHECKING:
@@ -61,6 +65,37 @@ def check(embedder: Embedder, heads: Sequence[str]) -> None:
         )
 
 
+def represent(
+    embedder: Embedder, input_ids: Tensor, attention_mask: Tensor | None = None, heads: Sequence[str] = HEADS
+) -> dict[str, Tensor]:
+    """What the heads make of a padded batch [B, L], its T tokens flat, one text after the other.
+
+    Returns:
+        dense float32 [B, dim], lengths int64 [B], ids int64 [T], sparse float32 [T], colbert float32 [T - B, C].
+    """
+    pooling = embedder.card.pooling
+    if (flat := embedder.shortcut.of(embedder.backbone, attention_mask)) is not None:
+        batch = fused.Flat.of(input_ids, attention_mask)
+        states = flat(batch)  # [T, D]
+        pooled = of_flat(pooling, states, batch)
+    else:
+        hidden = embedder.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, **embedder.family.options
+        ).last_hidden_state  # [B, L, D]
+        pooled = POOLINGS[pooling](hidden, attention_mask)
+        states = hidden.flatten(0, 1) if attention_mask is None else hidden[attention_mask.bool()]  # [T, D]
+    every = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    ids, lengths = input_ids[every.bool()], every.sum(1)  # [T], [B]
+    found = {"dense": embedder.finished(pooled), "lengths": lengths, "ids": ids}
+    if "sparse" in heads:
+        found["sparse"] = embedder.heads.sparse(states, ids)
+    if "colbert" in heads:
+        later = torch.ones_like(ids, dtype=torch.bool)
+        later[lengths.cumsum(0) - lengths] = False
+        found["colbert"] = embedder.heads.colbert(states[later], embedder.card.normalize)
+    return found
+
+
 def encode(
     embedder: Embedder, tokens: Tokens, heads: Sequence[str] = HEADS, max_tokens: int | None = None, bar=None
 ) -> Encoded:
@@ -73,7 +108,7 @@ def encode(
     order, parts = [], {"dense": [np.empty((0, embedder.dim), np.float32)]}
     with embedder.shortcut.settled(embedder.backbone):
         for rows, out in engine.stream(
-            lambda **batch: embedder.represent(**batch, heads=heads), tokens, pad_id=embedder.pad_token_id,
+            partial(represent, embedder, heads=heads), tokens, pad_id=embedder.pad_token_id,
             max_tokens=embedder.budget(max_tokens),
             multiple=device.length_multiple(embedder.dtype, embedder.device), device=embedder.device, bar=bar,
         ):  # fmt: skip

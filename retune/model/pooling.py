@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from retune.model.fused import Flat
+
 
 def cls(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """The first token's vector, wherever padding puts it."""
@@ -34,3 +36,9 @@ def last_token(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"cls": cls, "mean": mean, "last_token": last_token}
+
+
+def of_flat(pooling: str, states: Tensor, batch: Flat) -> Tensor:
+    """Pooled float32 [B, D], of the states [T, D] of a batch's tokens."""
+    parts = [states[at : at + texts * length].view(texts, length, -1) for at, texts, length in batch.groups]
+    return torch.cat([POOLINGS[pooling](part, None) for part in parts])

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from retune.report.measures import BASE, Measure, Metrics, label
+from retune.data.baseline import BASE
+from retune.report.measures import Measure, Metrics, label
 from retune.report.page import (
     Html,
     Section,

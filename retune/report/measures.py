@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from retune.data.baseline import baseline
 from retune.data.significance import bootstrap_interval, randomisation_test
 from retune.report import plots
 from retune.report.page import (
@@ -34,7 +35,6 @@ from retune.report.page import (
 )  # fmt: skip
 from retune.report.spread import scan
 
-BASE = "base"
 COLOURS = {"base": "base", "tuned": "tuned", "merged": "merged"}
 LEVEL = 0.05  # of significance
 SEED = 0  # of the intervals of differences
@@ -97,10 +97,11 @@ class Metrics:
         return found["query_id"].to_numpy(), found["value"].to_numpy()
 
     def against_base(self, benchmark: str, model: str, measure: Measure) -> Difference | None:
-        """`model` less base; the p-value is the one of the table, where it has one."""
-        if model == BASE or BASE not in self.models(benchmark):
+        """`model` less base by the same head; the p-value is the one of the table, where it has one."""
+        other = baseline(model)
+        if model == other or other not in self.models(benchmark):
             return None
-        mine, base = (self.queries(benchmark, label, measure) for label in (model, BASE))
+        mine, base = (self.queries(benchmark, label, measure) for label in (model, other))
         return difference(mine, base, self.mean(benchmark, model, measure)["p_value"])
 
 
@@ -139,24 +140,25 @@ def headline(metrics: Metrics) -> Section | None:
         for other in metrics.main(benchmark)[:2]:
             parts.append(cards(_card(metrics, benchmark, model, other) for model in models))
     parts.append(paragraph(
-        "In brackets: 95% bootstrap intervals over the queries. p: two-sided paired randomisation test against base.",
+        "In brackets: 95% bootstrap intervals over the queries. p: two-sided paired randomisation test against base"
+        f"{' ranked by the same head' if any('-' in key[1] for key in metrics.means) else ''}.",
         css="note",
     ))  # fmt: skip
     return Section("result", "Result", join(parts))
 
 
 def _verdicts(benchmark: str, measure: str, means: Mapping, found: Mapping[str, Difference | None]) -> list[Html]:
-    base = means.get(BASE)
     said = []
     names = {"tuned": "Tuning", "merged": "Merging the tuned model with base"}
     for model, gain in found.items():
-        if gain is None or base is None:
+        if gain is None:
             continue
+        base, (name, _, head) = means[baseline(model)], model.partition("-")
         verb = "raised" if gain.mean > 0 else "lowered" if gain.mean < 0 else "left"
         ends = f"from {decimal(base['value'])} to {decimal(means[model]['value'])}" if gain.mean else "as it was"
         verdict, css = judged(gain)
         said.append(join([
-            f"{names.get(model, model)} {verb} {measure} on {benchmark} {ends} ({gain}): ",
+            f"{names.get(name, name)} {verb} {measure}{head and f' of {head}'} on {benchmark} {ends} ({gain}): ",
             tag("b", verdict, css=css), ".",
         ]))  # fmt: skip
     return said

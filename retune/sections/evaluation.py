@@ -96,8 +96,11 @@ class MinDeltaConfig(Section):
     """Those that must pass; the last of `evaluate.models` where not given."""
 
 
+Ranker = Literal["dense", "sparse", "colbert", "hybrid", "dense+sparse"]
+
+
 class SumWeights(Section):
-    """Of each head's scores in `hybrid`."""
+    """Of each head's scores in `hybrid`, and in `dense+sparse`, which leaves colbert out."""
 
     dense: float = 1.0
     sparse: float = 0.3
@@ -127,17 +130,19 @@ class EvaluateConfig(Section):
     trec: bool = False
     """Write each run in TREC's form as well, `<model>.trec` beside it."""
 
-    heads: Annotated[list[Literal["dense", "sparse", "colbert", "hybrid"]], Field(min_length=1)] = ["dense"]
+    heads: Annotated[list[Ranker], Field(min_length=1)] = ["dense"]
     """Who ranks: `dense` by vectors, `sparse` by the tokens' weights, `colbert` by the tokens' vectors among the `k`
-    that dense ranks first, `hybrid` by their weighted sum among the first `k` of dense and of sparse. All but dense
-    need an M3 embedder; each is measured by itself, as `tuned-sparse` and so on."""
+    that dense ranks first, `hybrid` by their weighted sum among the first `k` of dense and of sparse, `dense+sparse` by
+    the sum without colbert. All but dense need an M3 embedder; each is measured by itself, as `tuned-sparse` and so on.
+    """
     head_weights: SumWeights = Field(default_factory=SumWeights)
-    """How much each head counts in `hybrid`."""
+    """How much each head counts in `hybrid` and `dense+sparse`."""
 
     def stored_heads(self) -> list[str]:
         """What of an embedder's heads the rankings need."""
         needed = {"sparse": {"sparse"}, "colbert": {"colbert"}}
         needed["hybrid"] = {head for head in ("sparse", "colbert") if getattr(self.head_weights, head)}
+        needed["dense+sparse"] = needed["hybrid"] & {"sparse"}
         found = set().union(*(needed.get(ranker, set()) for ranker in self.heads))
         return [head for head in ("dense", "sparse", "colbert") if head == "dense" or head in found]
 

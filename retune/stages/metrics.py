@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from retune import tables
 from retune.data import metrics as measures
+from retune.data.baseline import BASE, baseline
 from retune.data.significance import bootstrap_interval, randomisation_test
 from retune.runtime import UserError, log, progress
 
-BASE = "base"
 Values = dict[tuple[str, int], np.ndarray]  # (measure, cutoff) → a value for every judged query
 
 
@@ -33,8 +33,8 @@ def metrics(
     """Measure runs against judgments and write a `metrics` table.
 
     For every benchmark, model, measure and cutoff there is a row with the mean over the judged
-    queries, its 95% bootstrap interval and the p-value of a paired randomisation test against the
-    model `base`, then a row for every judged query.
+    queries, its 95% bootstrap interval and the p-value of a paired randomisation test against
+    `base` (ranked by the same head), then a row for every judged query.
 
     Args:
         runs: a run for (benchmark, model).
@@ -95,10 +95,10 @@ def _rows(values: dict[str, Values], query_ids: np.ndarray, seed: int) -> Iterat
     # all models are resampled together, so that their intervals rest on the same draws
     bounds = bootstrap_interval(np.concatenate(list(matrices.values()), axis=1), seed)
     lows, highs = (dict(zip(matrices, np.split(side, len(matrices)), strict=True)) for side in bounds)
-    others = [model for model in matrices if model != BASE and BASE in matrices]
+    others = [model for model in matrices if baseline(model) in matrices and model != baseline(model)]
     p_values = dict.fromkeys(matrices)
     if others:
-        differences = np.concatenate([matrices[model] - matrices[BASE] for model in others], axis=1)
+        differences = np.concatenate([matrices[model] - matrices[baseline(model)] for model in others], axis=1)
         p_values |= dict(zip(others, np.split(randomisation_test(differences, seed), len(others)), strict=True))
     for model, matrix in matrices.items():
         yield model, _columns(list(values[model]), matrix, query_ids, lows[model], highs[model], p_values[model])

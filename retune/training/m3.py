@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retune.config import TrainConfig
+from retune.model.multihead import represent
 from retune.objective import gradcache
 from retune.objective.m3 import Unified
 from retune.objective.recipe import Candidates, Recipe
@@ -38,7 +39,7 @@ class AllHeads(nn.Module):
         return self.embedder.backbone
 
     def forward(self, **chunk: Tensor) -> dict[str, Tensor]:
-        return self.embedder.represent(**chunk)
+        return represent(self.embedder, **chunk)
 
 
 class UnifiedTask(Task):

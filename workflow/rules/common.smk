@@ -19,7 +19,7 @@ wildcard_constraints:
     run=WIRING.runs,
     model="base|miner|tuned|merged",
     stage="train|merge",
-    judged="(base|tuned|merged)(-sparse|-colbert|-hybrid)?",
+    judged=r"(base|tuned|merged)(-sparse|-colbert|-hybrid|-dense\+sparse)?",
     benchmark=WIRING.benchmarks,
     part=r"queries|texts-\d+-of-\d+",
     shard=r"\d+-of-\d+",
