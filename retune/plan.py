@@ -157,7 +157,12 @@ class Plan:
         config = self.runs[run]
         if not config.merge or not config.merge.search or not config.evaluate:
             return []
-        return [name for name, benchmark in config.evaluate.benchmarks.items() if benchmark.guard]
+        return self.guard_sets(run)
+
+    def guard_sets(self, run: str) -> list[str]:
+        """Benchmarks that show what was lost elsewhere."""
+        benchmarks = self.runs[run].evaluate.benchmarks if self.runs[run].evaluate else {}
+        return [name for name, benchmark in benchmarks.items() if benchmark.guard]
 
     # ---- settings and dependencies --------------------------------------------------------------
 
@@ -233,14 +238,13 @@ class Plan:
                     "cutoffs": config.evaluate.cutoffs, "models": self.judged(node.run), "seed": seed, "levels": levels,
                 }  # fmt: skip
             case "gate", _:
-                guards = [name for name, benchmark in config.evaluate.benchmarks.items() if benchmark.guard]
-                return {"settings": dump(config.evaluate.min_delta), "guards": guards}
+                return {"settings": dump(config.evaluate.min_delta), "guards": self.guard_sets(node.run)}
             case "trec" | "leakage", _:
                 return {}
             case "card", (stage,):
                 return self._carded(node.run, stage)
             case "report", _:
-                return {"settings": dump(config.report), "run": node.run}
+                return {"settings": dump(config.report), "run": node.run, "guards": self.guard_sets(node.run)}
         raise KeyError(node.rule)
 
     def _ranked(self, settings: EvaluateConfig, head: str, seed: int) -> dict[str, Any]:
