@@ -144,7 +144,12 @@ class Plan:
         config = self.runs[run]
         if not config.merge or not config.merge.search or not config.evaluate:
             return []
-        return [name for name, benchmark in config.evaluate.benchmarks.items() if benchmark.guard]
+        return self.guard_sets(run)
+
+    def guard_sets(self, run: str) -> list[str]:
+        """Benchmarks that show what was lost elsewhere."""
+        benchmarks = self.runs[run].evaluate.benchmarks if self.runs[run].evaluate else {}
+        return [name for name, benchmark in benchmarks.items() if benchmark.guard]
 
     # ---- settings and dependencies --------------------------------------------------------------
 

@@ -132,6 +132,31 @@ def test_tsv_and_trec_qrels(tmp_path: Path, caplog) -> None:
         read(tmp_path, **files | {"queries": write(tmp_path / "queries.tsv", ["q2\tx", "q1 first"])})
 
 
+def beir(folder: Path, qrels: list[str]) -> SimpleNamespace:
+    """Two documents, three queries and these judgments."""
+    write(folder / "held/corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": f"text {i}"} for i in range(2)])
+    write(folder / "held/queries.jsonl", [{"_id": f"q{i}", "text": f"query {i}"} for i in range(3)])
+    write(folder / "held/qrels/test.tsv", ["query-id\tcorpus-id\tscore", *qrels])
+    return read(folder, path=str(folder / "held"))
+
+
+def test_queries_whose_positives_are_not_in_the_corpus_are_named(tmp_path: Path, caplog) -> None:
+    found = beir(tmp_path, ["q0\td0\t1", "q1\td1\t0", "q1\td8\t1", "q2\td9\t1", "q2\td1\t1"])
+    assert found.queries == [("query 0", "q0"), ("query 2", "q2")]
+    assert '2 of 4 judged documents are not here: "d8", "d9"' in caplog.text
+    assert '1 of 3 queries are left out, as no positive of theirs is here: "q1"' in caplog.text
+
+
+def test_positives_none_of_which_is_in_the_corpus_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"corpus\.jsonl: 0 of 2 positives are here, only documents judged 0"):
+        beir(tmp_path, ["q0\td0\t0", "q0\td8\t1", "q1\td9\t1"])
+    with pytest.raises(UserError, match=r"corpus\.jsonl: 2 of 2 judged documents are not here"):
+        beir(tmp_path, ["q0\td8\t1", "q1\td9\t1"])
+    with pytest.raises(UserError, match=r"no query of .*queries\.jsonl has a positive judgment"):
+        beir(tmp_path, ["q0\td0\t0"])
+    assert not list(tmp_path.glob("out/*"))
+
+
 # ---- the hub ------------------------------------------------------------------------------------
 
 

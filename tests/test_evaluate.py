@@ -119,6 +119,17 @@ def test_rows_of_a_small_benchmark(tmp_path):
     assert all((r["low"] is None) == (r["query_id"] is not None) for r in rows)
 
 
+def test_queries_that_run_and_judgments_do_not_share_are_loud(tmp_path, caplog):
+    ranked = {("b", "base"): {0: [5, 6], 9: [1]}, ("b", "tuned"): {0: [7], 1: [7], 2: [7]}}
+    measured(tmp_path, ranked, {"b": [(0, 6, 1), (1, 8, 1), (2, 5, 1)]})
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "b, base: 2 of 3 judged queries have no passage in the run and count as 0",
+        "b, base: 1 queries of the run have no judgment and are left out",
+        "b, tuned: 0 of 3 positives found",
+    ]
+
+
 def test_order_and_completeness(tmp_path):
     ranked, judged = random_runs(models=("base", "tuned", "merged"))
     ranked |= {("a", m): value for (_, m), value in list(ranked.items())}

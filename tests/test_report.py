@@ -1,149 +1,42 @@
-"""The report: its numbers against hand-made tables, its markup, and how a browser takes it."""
+"""The report: its numbers against hand-made tables, its markup, and what it says of guard sets, variants and costs."""
 
 from __future__ import annotations
 
+import html
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reported import (
+    EVIL,
+    GUARDS,
+    make_benchmark,
+    make_metrics,
+    make_run,
+    make_training,
+    write_costs,
+    write_pairs,
+    write_queries,
+    write_texts,
+)
 
 from retune import tables
 from retune.config import ReportConfig
 from retune.data.funnel import Funnel
-from retune.report.costs import duration, jobs
-from retune.report.measures import Metrics, difference
+from retune.report.costs import costs, duration, jobs
+from retune.report.measures import Metrics, difference, headline
 from retune.report.mining import share_above
 from retune.report.page import cut, escape, signed, table
+from retune.report.scatter import BUBBLES, bubbles
 from retune.report.spread import bars, nice_step, quantiles
-from retune.stages.metrics import metrics as write_metrics
 from retune.stages.report import report
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-)
-EVIL = "<script>alert('x')</script> & \"quoted\" <b>bold</b>"
 VOID = {"meta", "link", "br", "img", "hr", "input"}
-
-
-# ---- a run, made up -----------------------------------------------------------------------------
-
-
-def write_texts(path: Path, texts: list[str]) -> None:
-    tables.write(path, "texts", {"text_id": range(len(texts)), "text": texts, "key": [None] * len(texts)})
-
-
-def write_queries(path: Path, texts: list[str], dev: int = 0) -> None:
-    n = len(texts)
-    tables.write(path, "queries", {
-        "query_id": range(n), "dataset": ["docs" if i % 3 else "notes" for i in range(n)], "text": texts,
-        "key": [None] * n, "prompt": [None] * n, "type": [None] * n, "in_batch_negatives": [True] * n,
-        "batch_size": [None] * n, "split": ["dev" if i < dev else "train" for i in range(n)],
-        "source": [f"train.jsonl:{i + 1}" for i in range(n)],
-    })  # fmt: skip
-
-
-def write_pairs(path: Path, rows: list[tuple]) -> None:
-    names = ("query_id", "text_id", "label", "origin", "similarity", "score")
-    tables.write(path, "pairs", dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
-
-
-def write_run(path: Path, ranked: dict[int, list[int]]) -> None:
-    rows = [(query, text, rank, 1.0 / rank) for query, found in ranked.items() for rank, text in enumerate(found, 1)]
-    tables.write(
-        path,
-        "run",
-        dict(zip(("query_id", "text_id", "rank", "score"), map(list, zip(*rows, strict=True)), strict=True)),
-    )
-
-
-def write_history(path: Path, steps: int) -> None:
-    grid = range(10, 10 * steps + 1, 10)
-    absent = {field.name: [None] * steps for field in tables.TABLES["history"] if field.nullable}
-    tables.write(path, "history", absent | {
-        "step": list(grid), "epoch": [step / 100 for step in grid], "loss": [3 * 0.97**i for i in range(steps)],
-        "learning_rate": [2e-5 * (1 - i / steps) for i in range(steps)], "grad_norm": [1.0] * steps,
-        "positive_similarity": [0.8] * steps, "negative_similarity": [0.3] * steps, "accuracy": [0.9] * steps,
-        "tokens_per_second": [1e4] * steps, "padding": [0.05] * steps,
-    })  # fmt: skip
-
-
-def ranking(rng: np.random.Generator, n: int, own: int, good: float) -> list[int]:
-    """Twelve of `n` passages, with a query's own one high up with probability `good`."""
-    others = [int(i) for i in rng.permutation(n) if i != own][:11]
-    others.insert(int(rng.integers(2) if rng.random() < good else rng.integers(3, 12)), own)
-    return others
-
-
-def make_benchmark(folder: Path, seed: int, quality: dict[str, float], n: int = 60) -> tuple[dict, dict]:
-    """Tables and runs of a benchmark in which each query's passage has the query's number."""
-    rng = np.random.default_rng(seed)
-    files = {name: folder / f"{name}.parquet" for name in ("texts", "queries", "pairs")}
-    write_texts(files["texts"], [f"Passage {i} says a little about topic {i}. {EVIL}" for i in range(n)])
-    write_queries(files["queries"], [f"Which passage is on topic {i}? {EVIL}" for i in range(n)])
-    write_pairs(files["pairs"], [(i, i, 1, "given", None, None) for i in range(n)])
-    runs = {model: folder / f"{model}.run.parquet" for model in quality}
-    for model, good in quality.items():
-        write_run(runs[model], {i: ranking(rng, n, i, good) for i in range(n)})
-    return files, runs
-
-
-def make_training(folder: Path, n: int = 300) -> dict[str, Path]:
-    """Tables of ingest, split, mine and score."""
-    rng = np.random.default_rng(7)
-    files = {name: folder / f"{name}.parquet" for name in ("texts", "queries", "pairs", "rejected", "lengths", "bins")}
-    write_texts(files["texts"], [f"Text {i}" for i in range(n)])
-    write_queries(files["queries"], [f"Query {i}" for i in range(n)], dev=20)
-    rows = []
-    for i in range(n):
-        rows.append((i, i, 1, "given", float(rng.normal(0.6, 0.1)), float(rng.normal(3, 1))))
-        rows += [(i, int(j), 0, "mined" if j % 9 else "random", float(rng.normal(0.45, 0.08)), float(rng.normal(-2, 2)))
-                 for j in rng.integers(0, n, 7)]  # fmt: skip
-    write_pairs(files["pairs"], rows)
-    reasons = ["pos: expected a list of strings, found a string"] * 3 + [f"query: empty {EVIL}"]
-    tables.write(files["rejected"], "rejected", {
-        "dataset": ["docs"] * 4, "source": [f"train.jsonl:{i}" for i in (17, 18, 90, 4)], "reason": reasons,
-        "row": ["{}"] * 4,
-    })  # fmt: skip
-    tokens = np.minimum(rng.lognormal(4.3, 0.6, n), 900).astype(np.int32)
-    tables.write(files["lengths"], "lengths", {"text_id": range(n), "n_tokens": tokens})
-    bins = ["len-0-500" if t < 500 else "len-500-inf" for t in tokens]
-    tables.write(files["bins"], "bins", {"query_id": range(n), "n_tokens": tokens, "length_bin": bins})
-    return files
-
-
-def make_metrics(folder: Path, found: dict[str, tuple[dict, dict]]) -> Path:
-    out = folder / "metrics.parquet"
-    runs = {(name, model): path for name, (_, paths) in found.items() for model, path in paths.items()}
-    files = {name: tables_of for name, (tables_of, _) in found.items()}
-    write_metrics(runs=runs, benchmarks=files, cutoffs=[1, 10, 100], seed=1, out=out)
-    return out
-
-
-def make_run(folder: Path) -> dict:
-    """Inputs of a report with every section."""
-    inputs: dict = make_training(folder)
-    quality = {"base": 0.4, "tuned": 0.95, "merged": 0.7}
-    found = {name: make_benchmark(folder / name, seed, quality) for seed, name in enumerate(("target", "guard"))}
-    other = make_benchmark(folder / "other", 0, {"base": 0.4, "tuned": 0.45, "merged": 0.7})
-    write_history(folder / "history.parquet", 50)
-    write_history(folder / "teacher.parquet", 9)
-    (folder / "costs").mkdir()
-    for name, cells in {"train": "421.5\t0:07:01\t2210.4", "embed.base.queries": "8.1\t0:00:08\tNA",
-                        "embed.base.texts-00-of-01": "31\t0:00:31\t900", "mine": "broken"}.items():  # fmt: skip
-        (folder / f"costs/{name}.tsv").write_text(f"s\th:m:s\tmax_rss\n{cells}\n")
-    (folder / "config.yaml").write_text(f"name: demo\n# {EVIL}\n")
-    return inputs | {
-        "history": folder / "history.parquet", "teacher_history": folder / "teacher.parquet",
-        "metrics": make_metrics(folder, found), "benchmarks": {name: files for name, (files, _) in found.items()},
-        "runs": {name: runs for name, (_, runs) in found.items()}, "config": folder / "config.yaml",
-        "variants": {"demo.no-teacher": make_metrics(folder / "other", {"target": other})},
-        "costs": [folder / "costs", folder / "absent"],
-    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +44,7 @@ def full(tmp_path_factory) -> tuple[Path, str, dict]:
     folder = tmp_path_factory.mktemp("report")
     inputs = make_run(folder)
     out = folder / "out" / "index.html"
-    report(run="demo", inputs=inputs, out=out, settings=ReportConfig(examples=4))
+    report(run="demo", inputs=inputs, out=out, settings=ReportConfig(examples=4), guards=GUARDS)
     return out, out.read_text(encoding="utf-8"), inputs
 
 
@@ -233,7 +126,7 @@ def test_plots_follow_the_scheme(full) -> None:
 
 def test_same_input_same_bytes(full, tmp_path: Path) -> None:
     _, text, inputs = full
-    report(run="demo", inputs=inputs, out=tmp_path / "again.html", settings=ReportConfig(examples=4))
+    report(run="demo", inputs=inputs, out=tmp_path / "again.html", settings=ReportConfig(examples=4), guards=GUARDS)
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
 
 
@@ -274,6 +167,49 @@ def test_variant_is_compared_honestly(full) -> None:
     assert re.search(r"<b>demo.no-teacher</b> against <b>demo</b>, tuned, nDCG@10 on target: worse \(−0\.\d+", text)
 
 
+def test_variants_stand_side_by_side_with_intervals_and_p(full) -> None:
+    """base, which is the same for both runs, once; then each run's models."""
+    _, text, inputs = full
+    body = text[text.index('<section id="variants">') : text.index('<section id="queries">')]
+    rows = [plain(row) for row in re.findall(r'<tr><th scope="row">(.*?)</tr>', body)]
+    assert [row.split(" 0.")[0] for row in rows] == [
+        "base", "demo tuned", "demo merged", "demo.no-teacher tuned", "demo.no-teacher merged",
+    ]  # fmt: skip
+    other = Metrics(inputs["variants"]["demo.no-teacher"]).mean("target", "tuned", ("MRR", 10))
+    cells = f"{other['value']:.3f} [{other['low']:.3f}, {other['high']:.3f}] p "
+    assert cells in rows[3] and "a significant loss" in rows[3]
+
+
+def test_guard_sets_are_named_as_such_and_come_last(full) -> None:
+    _, text, inputs = full
+    titles = re.findall(r'<h3>(\w+) <span class="badge">guard set</span>', text)
+    assert set(titles) == {"guard"} and len(titles) == 3  # result, metrics, queries
+    body = headline(Metrics(inputs["metrics"], ["target"])).body
+    assert [plain(title) for title in re.findall("<h3>.*?</h3>", body)] == ["guard", "target guard set"]
+    assert body.index("on guard from") < body.index("on target from")
+    assert "guard set" not in headline(Metrics(inputs["metrics"])).body
+
+
+def test_every_query_is_in_the_plot(full) -> None:
+    """Each bubble says how many it stands for; together they are all, above the line those that got better."""
+    _, text, inputs = full
+    metrics = Metrics(inputs["metrics"])
+    before, after = (metrics.queries("target", model, ("nDCG", 10))[1] for model in ("base", "tuned"))
+    drawn = text[text.index("60 queries, tuned against base") :]
+    drawn = drawn[: drawn.index("</figure>")]
+    change = np.sign(after - before)
+    for name, sign in {"better": 1, "worse": -1, "the same": 0}.items():
+        n = int((change == sign).sum())
+        assert (f"{name}: {n}<" in drawn) == bool(n)
+    titles = [html.unescape(title) for title in re.findall(r"<title>(.*?)</title>", drawn, re.S)]
+    assert sum(int(found[1]) if (found := re.match(r"(\d+) queries, ", title)) else 1 for title in titles) == 60
+    single = [title for title in titles if ": Which passage is on topic" in title]
+    assert single
+    for title in single:
+        old, new, topic = re.match(r"(\d\.\d+) → (\d\.\d+): Which passage is on topic (\d+)\?", title).groups()
+        assert (old, new) == (f"{before[int(topic)]:.3f}", f"{after[int(topic)]:.3f}")
+
+
 def test_sections_without_tables_are_left_out(tmp_path: Path) -> None:
     made = make_training(tmp_path, 30)
     plain = [(i, i, 1, "given", None, None) for i in range(30)]
@@ -300,19 +236,30 @@ def test_examples_are_the_extreme_queries(full) -> None:
     assert 'class="relevant"' in body
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
-def test_browser_opens_it_without_complaint(full, tmp_path: Path) -> None:
-    command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--no-first-run", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
-        "--enable-logging=stderr", "--dump-dom", full[0].as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert 'id="config"' in done.stdout
-    assert "CONSOLE" not in done.stderr
-
-
 # ---- the numbers --------------------------------------------------------------------------------
+
+
+def test_bubbles_by_hand() -> None:
+    before = np.array([0.0, 0.5, 0.5, 0.004, 1.0, 0.5])
+    after = np.array([1.0, 0.5, 0.504, 1.0, 0.0, 0.5])
+    found = [
+        (one.sign, round(one.before, 6), round(one.after, 6), one.members.tolist()) for one in bubbles(before, after)
+    ]
+    assert found[:2] == [(0, 0.5, 0.5, [1, 5]), (1, 0.002, 1.0, [0, 3])]
+    assert sorted(found[2:]) == [(-1, 1.0, 0.0, [4]), (1, 0.5, 0.504, [2])]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3000), st.integers(0, 9))
+def test_bubbles_lose_no_query_and_are_not_too_many(n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    before, after = rng.random(n), rng.random(n)
+    found = bubbles(before, after)
+    assert sorted(np.concatenate([one.members for one in found])) == list(range(n))
+    assert len(found) <= max(BUBBLES, 2 * 21 * 21)  # the coarsest grid, above and below the diagonal
+    for one in found:
+        assert (np.sign(after - before)[one.members] == one.sign).all()
+        assert one.before == pytest.approx(before[one.members].mean())
 
 
 def kinds(values: dict[str, list[float]]) -> pl.LazyFrame:
@@ -367,6 +314,57 @@ def test_costs_of_later_folders_win(tmp_path: Path) -> None:
     (tmp_path / "main/mine.tsv").write_text("s\th:m:s\tmax_rss\n4\t0:00:04\t10.5\n")
     found = jobs([tmp_path / "main", tmp_path / "variant", tmp_path / "absent"])
     assert [tuple(job) for job in found] == [("mine", 4.0, 10.5), ("train", 2.0, None)]
+
+
+def vectors(path: Path, n: int, first: int = 0) -> Path:
+    with tables.writer(path, tables.embeddings_schema(2, "float16"), {"max_length": "16"}) as out:
+        rows = np.zeros((n, 2), np.float16)
+        out.write({"id": np.arange(first, first + n), "vector": tables.vector_array(rows)})
+    return path
+
+
+def test_a_variant_does_not_pay_for_stages_that_it_is_without(tmp_path: Path) -> None:
+    inputs = mined_inputs(tmp_path) | {"costs": [tmp_path / "costs"], "config": tmp_path / "config.yaml"}
+    write_costs(tmp_path / "costs", dict.fromkeys(("train", "fit", "scores.00-of-01", "score"), "2\t-\t-"))
+    (tmp_path / "config.yaml").write_text("embedder: {model: org/model}\nscore: null\n")
+    assert "1 job, 2.0 s of work in all." in written(tmp_path, inputs)
+    (tmp_path / "config.yaml").write_text(
+        "embedder: {model: org/a}\nscore: {batch_tokens: null}\nreranker: {model: org/b}\n"
+    )
+    text = written(tmp_path, inputs)
+    assert "4 jobs, 8.0 s of work in all" in text
+    assert "Base model org/a · 3 queries of notes, docs · teacher org/b" in plain(text)
+
+
+def test_throughput_by_hand(tmp_path: Path) -> None:
+    tables.write(tmp_path / "lengths.parquet", "lengths", {"text_id": range(5), "n_tokens": [10, 20, 30, 4, 6]})
+    names = ["embed.base.texts-00-of-02", "embed.base.texts-01-of-02", "embed.base.queries", "embed.tuned.held.queries"]
+    worked = {names[0]: vectors(tmp_path / "0.parquet", 2), names[1]: vectors(tmp_path / "1.parquet", 3, 2),
+              names[2]: vectors(tmp_path / "q.parquet", 40), names[3]: tmp_path / "absent.parquet",
+              "split": tmp_path / "lengths.parquet", "mine": tmp_path / "mining.parquet"}  # fmt: skip
+    counts = Funnel()
+    counts.add("queries", "mined_for", 30)
+    counts.write(tmp_path / "mining.parquet", {})
+    rows = [("train", "tokens_per_second", [None, 100.0, 300.0])]
+    absent = {field.name: [None] * 3 for field in tables.TABLES["history"] if field.nullable}
+    for name, column, values in rows:
+        tables.write(tmp_path / f"{name}.parquet", "history", absent | {
+            "step": [1, 2, 3], "epoch": [0.1, 0.2, 0.3], column: values})  # fmt: skip
+    times = {names[0]: "2", names[1]: "2", names[2]: "5", names[3]: "100", "split": "0.5", "mine": "10", "train": "9",
+             "merge": "1"}  # fmt: skip
+    write_costs(tmp_path / "costs", {name: f"{seconds}\t-\t{1 + len(name)}" for name, seconds in times.items()})
+    shown = costs([tmp_path / "costs"], worked, {"train": tmp_path / "train.parquet"})
+    found = [[plain(cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+             for row in re.findall(r'<tr><th scope="row">.*?</tr>', shown.body)]  # fmt: skip
+    # the passages' tokens are cut at 16: 10 + 16 and 16 + 4 + 6 in 4 s; 45 texts in 9 s
+    assert found == [
+        ["split", "0.5 s", "6 MiB", "140 tokens/s"],
+        ["embed 4 jobs", "1 min 49 s", "26 MiB", "5.0 texts/s 13 tokens/s"],
+        ["mine", "10.0 s", "5 MiB", "3.0 queries/s"],
+        ["train", "9.0 s", "6 MiB", "150 tokens/s"],
+        ["merge", "1.0 s", "6 MiB", ""],
+        ["all 8 jobs", "2 min 10 s", "26 MiB", ""],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The workflow as users run it: whole runs, second runs, edits, mistakes and failures, with real Snakemake."""
 
+import base64
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -291,10 +293,32 @@ def test_a_missing_file_is_named(project: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_snakemakes_own_report(finished: Path, tmp_path: Path) -> None:
-    done = snakemake(finished, "--report", str(tmp_path / "report.zip"))
+@pytest.mark.parametrize("form", ["zip", "html"])
+def test_snakemakes_own_report_holds_the_same_pages(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody there: it needs no network
+    done = snakemake(finished, "--report", str(tmp_path / f"report.{form}"))
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "report.zip").stat().st_size > 10_000
+    pages = [(finished / f"results/{run}/report/index.html").read_bytes() for run in ("toy", "toy.teacher")]
+    if form == "zip":
+        with zipfile.ZipFile(tmp_path / "report.zip") as file:
+            held = [file.read(name) for name in file.namelist() if name.endswith("/index.html")]
+        assert sorted(held) == sorted(pages)
+    else:
+        text = (tmp_path / "report.html").read_bytes()
+        assert all(base64.b64encode(page) in text for page in pages)
+
+
+def test_the_report_tells_what_each_stage_did_in_its_time(finished: Path) -> None:
+    for run in ("toy", "toy.teacher"):
+        text = (finished / f"results/{run}/report/index.html").read_text()
+        rows = dict(re.findall(r'<tr><th scope="row">(\w+)(.*?)</tr>', text))
+        units = {"ingest": "rows", "split": "tokens", "embed": "tokens", "mine": "queries", "train": "tokens",
+                 "evaluate": "queries"}  # fmt: skip
+        units |= {"fit": "tokens", "scores": "pairs"} if run == "toy.teacher" else {}
+        assert all(re.search(rf"[\d.,]+ {unit}/s", rows[stage]) for stage, unit in units.items()), rows
 
 
 def test_lint_finds_nothing(finished: Path) -> None:

@@ -332,6 +332,26 @@ class Wiring:
         """Folders of what the jobs cost: the main run's, whose stages are shared, and the run's own."""
         return list(dict.fromkeys(f"benchmarks/{run}" for run in (self.plan.main, wildcards.run)))
 
+    def worked(self, wildcards: Any) -> dict[str, str]:
+        """{job: the table that says how much it did}, by the name of the job's benchmark file."""
+        plan, run = self.plan, wildcards.run
+        config = plan.config(run)
+        found = {"ingest": plan.path(Node(run, "ingest"), "queries.parquet")}
+        found["split"] = plan.path(Node(run, "split"), "lengths.parquet")
+        if config.mine:
+            found["mine"] = plan.path(Node(run, "mine"), "mining.parquet")
+            found |= {f"embed.{node.labels[0]}.{node.labels[2]}": plan.path(node) for node in plan.mined_vectors(run)}
+        if config.score:
+            found |= {f"scores.{node.labels[0]}": plan.path(node) for node in plan.scored_parts(run)}
+        for name in plan.benchmarks(run):
+            found[f"ingest.{name}"] = plan.path(Node(run, "benchmark", (name,)), "texts.parquet")
+            embedded = {(model, part): plan.path(Node(run, "embed", (model, name, part)))
+                        for model in plan.models(run) for part in plan.parts(run)}  # fmt: skip
+            found |= {f"embed.{model}.{name}.{part}": path for (model, part), path in embedded.items()}
+            found |= {f"evaluate.{name}.{judged}": embedded[judged.partition("-")[0], "queries"]
+                      for judged in plan.judged(run)}  # fmt: skip
+        return found
+
 
 def _expand(patterns: Sequence[str], key: str) -> list[str]:
     """Files behind patterns; one that a rule makes, under results/, need not be there yet."""

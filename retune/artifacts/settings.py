@@ -184,12 +184,11 @@ def _metrics(plan: Plan, node: Node) -> Settings:
 
 def _gate(plan: Plan, node: Node) -> Settings:
     evaluate = plan.config(node.run).evaluate
-    guards = [name for name, benchmark in evaluate.benchmarks.items() if benchmark.guard]
-    return {"settings": _dump(evaluate.min_delta), "guards": guards}
+    return {"settings": _dump(evaluate.min_delta), "guards": plan.guard_sets(node.run)}
 
 
 def _report(plan: Plan, node: Node) -> Settings:
-    return {"settings": _dump(plan.config(node.run).report), "run": node.run}
+    return {"settings": _dump(plan.config(node.run).report), "run": node.run, "guards": plan.guard_sets(node.run)}
 
 
 OF: dict[str, Callable[[Plan, Node], Settings]] = {

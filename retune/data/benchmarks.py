@@ -16,9 +16,9 @@ import numpy as np
 from retune.config import BenchmarkConfig
 from retune.data import sources
 from retune.data.bytext import read_by_text, read_flag
-from retune.data.collection import expect, identified, missing, same
+from retune.data.collection import SHOWN, expect, identified, missing, same
 from retune.data.hub import local
-from retune.data.qrels import judgments
+from retune.data.qrels import Judgments, judgments
 from retune.data.rows import check_document
 from retune.data.store import Rows
 from retune.runtime import UserError, log
@@ -39,6 +39,7 @@ def read_beir(settings: BenchmarkConfig, name: str, table: Mapping[str, Writer])
     row_of = _beir_corpus(files["corpus"], judged, texts)
     expect(texts.count, settings.n_passages, f"evaluate.benchmarks.{name}.n_passages", "passages", first["corpus"])
     missing(_quoted(sorted(judged - row_of.keys())), len(judged), "judged documents", first["corpus"])
+    _tell_unmeetable(qrels, row_of, first["corpus"])
     # A judgment of a document that is not there cannot be met by any model.
     qrels = {query: {row_of[d]: g for d, g in grades.items() if d in row_of} for query, grades in qrels.items()}
     n_queries = _beir_queries(files["queries"], qrels, settings.split, name, table)
@@ -46,6 +47,27 @@ def read_beir(settings: BenchmarkConfig, name: str, table: Mapping[str, Writer])
         raise UserError(f"{first['qrels']}: no query of {first['queries']} has a positive judgment (a score above 0)")
     key = f"evaluate.benchmarks.{name}.n_queries"
     expect(n_queries, settings.n_queries, key, "queries with a positive judgment", first["queries"])
+
+
+def _tell_unmeetable(qrels: Judgments, row_of: Mapping[str, int], corpus: Path) -> None:
+    """Warn of queries none of whose positives the corpus holds: they are left out, which flatters every model.
+
+    Raises:
+        UserError: where that is so of all.
+    """
+    positives = {query: [d for d, grade in grades.items() if grade > 0] for query, grades in qrels.items()}
+    asked = [query for query, documents in positives.items() if documents]
+    lost = [query for query in asked if not any(document in row_of for document in positives[query])]
+    if not lost:
+        return
+    if len(lost) == len(asked):
+        total = sum(map(len, positives.values()))
+        raise UserError(
+            f"{corpus}: 0 of {total:,} positives are here, only documents judged 0: is it the qrels' corpus?"
+        )
+    named = ", ".join(_quoted(lost[:SHOWN])) + (", …" if len(lost) > SHOWN else "")
+    log.warning("%s: %s of %s queries are left out, as no positive of theirs is here: %s", corpus, f"{len(lost):,}",
+                f"{len(asked):,}", named)  # fmt: skip
 
 
 def _beir_queries(

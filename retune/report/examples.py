@@ -1,4 +1,4 @@
-"""Section on single queries: those that got better most and those that got worse most, before and after."""
+"""Section on single queries: all as a plot, and those that got better and worse most, before and after."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from retune.report.page import (
     signed,
     tag,
 )  # fmt: skip
+from retune.report.scatter import scatter
 from retune.report.spread import scan
 
+DRAWN = ("tuned", "merged")  # models that are set against base, where there are any
 TOP = 3  # passages shown of a ranking
 CHARACTERS = 320  # shown of a passage
 
@@ -46,25 +48,43 @@ class Rankings:
 def examples(
     metrics: Metrics, runs: Mapping[str, Mapping[str, Path]], benchmarks: Mapping[str, Mapping[str, Path]], n: int
 ) -> Section | None:
-    """The `n` queries of each benchmark that gained most and the `n` that lost most; None where there are none."""
+    """All queries of each benchmark, the `n` that gained most and the `n` that lost most; None where there are none.
+
+    With `n` 0 no query is named.
+    """
     parts: list[Html] = []
     for benchmark in metrics.benchmarks:
         models = [model for model in metrics.models(benchmark) if model in runs.get(benchmark, {})]
         others = [model for model in models if model != BASE]
         if BASE in models and others and benchmark in benchmarks:
-            after = "tuned" if "tuned" in others else others[0]
+            after = [model for model in DRAWN if model in others] or others[:1]
             parts += _of_benchmark(metrics, benchmark, after, runs[benchmark], benchmarks[benchmark], n)
     return Section("queries", "Queries", join(parts)) if parts else None
 
 
 def _of_benchmark(
-    metrics: Metrics, benchmark: str, after: str, runs: Mapping[str, Path], files: Mapping[str, Path], n: int
+    metrics: Metrics, benchmark: str, models: Sequence[str], runs: Mapping[str, Path], files: Mapping[str, Path], n: int
 ) -> list[Html]:
+    """A plot for each of `models`; of the first also the extreme queries, folded away for a guard set."""
     measure = next((m for m in metrics.main(benchmark) if m[0] == "nDCG"), metrics.main(benchmark)[0])
-    ids, before_values = metrics.queries(benchmark, BASE, measure)
-    other_ids, after_values = metrics.queries(benchmark, after, measure)
-    if not np.array_equal(ids, other_ids):
+    texts = files["queries"] if n else None
+    drawn = [found for model in models if (found := scatter(metrics, benchmark, model, measure, texts))]
+    if not drawn:
         return []
+    title, plots = tag("h3", metrics.title(benchmark)), tag("div", *drawn, css="plots")
+    said, boxes = _extremes(metrics, benchmark, models[0], measure, runs, files, n)
+    if benchmark in metrics.guards and boxes:
+        boxes = [details(f"Queries of {benchmark} that changed most", *boxes)]
+    return [title, said, plots, *boxes]
+
+
+def _extremes(
+    metrics: Metrics, benchmark: str, after: str, measure: Measure, runs: Mapping[str, Path], files: Mapping[str, Path],
+    n: int,
+) -> tuple[Html, list[Html]]:  # fmt: skip
+    """How many queries got better and worse, and the `n` that did so most."""
+    ids, before_values = metrics.queries(benchmark, BASE, measure)
+    _, after_values = metrics.queries(benchmark, after, measure)
     change = after_values - before_values
     order = np.lexsort((ids, -change))
     better = [i for i in order[:n] if change[i] > 0]
@@ -75,15 +95,17 @@ def _of_benchmark(
         f"({percent(up, total)}), worse for {count(down)} ({percent(down, total)}), "
         f"the same for {count(total - up - down)}."
     )
+    if not n:
+        return paragraph(said), []
     shown = _load([int(ids[i]) for i in [*better, *worse]], (BASE, after), runs, files)
-    parts = [tag("h3", benchmark), paragraph(said)]
+    parts: list[Html] = []
     for title, chosen in ((f"Better with {after}", better), (f"Worse with {after}", worse)):
         boxes = [
             _example(shown, int(ids[i]), after, measure, float(before_values[i]), float(after_values[i]), place == 0)
             for place, i in enumerate(chosen)
         ]
-        parts += [tag("h3", title), *boxes] if boxes else []
-    return parts
+        parts += [tag("h4", title), *boxes] if boxes else []
+    return paragraph(said), parts
 
 
 def _load(ids: Sequence[int], models: Sequence[str], runs: Mapping[str, Path], files: Mapping[str, Path]) -> Rankings:

@@ -1,4 +1,4 @@
-"""Sections on retrieval quality: what tuning gained, all measures, and other variants beside this run.
+"""Sections on retrieval quality: what tuning gained, and all measures.
 
 What is called a gain rests on paired values of the same queries, never on two intervals that overlap or not.
 """
@@ -20,7 +20,6 @@ from retune.report.page import (
     Html,
     Section,
     cards,
-    count,
     decimal,
     details,
     escape,
@@ -37,6 +36,7 @@ from retune.report.spread import scan
 
 COLOURS = {"base": "base", "tuned": "tuned", "merged": "merged"}
 LEVEL = 0.05  # of significance
+NO_BREAK = "\u00a0"
 SEED = 0  # of the intervals of differences
 
 Measure = tuple[str, int]  # name, cutoff
@@ -61,16 +61,23 @@ class Difference:
 
 
 class Metrics:
-    """A table of metrics: its means by (benchmark, model, measure, cutoff), and the queries' values on demand."""
+    """A table of metrics: its means by (benchmark, model, measure, cutoff), and the queries' values on demand.
 
-    def __init__(self, path: Path) -> None:
-        self._frame = scan(path)
+    guards: the benchmarks that show what was lost elsewhere; they come after the others.
+    """
+
+    def __init__(self, path: Path, guards: Sequence[str] = ()) -> None:
+        self._frame, self.guards = scan(path), frozenset(guards)
         rows = self._frame.filter(pl.col("query_id").is_null()).collect().to_dicts()
         self.means = {(r["benchmark"], r["model"], r["measure"], r["cutoff"]): r for r in rows}
 
     @cached_property
     def benchmarks(self) -> list[str]:
-        return list(dict.fromkeys(key[0] for key in self.means))
+        return sorted(dict.fromkeys(key[0] for key in self.means), key=lambda name: name in self.guards)
+
+    def title(self, benchmark: str) -> Html:
+        """Its name, and that it is a guard set where it is one."""
+        return join([benchmark, *([" ", tag("span", "guard set", css="badge")] if benchmark in self.guards else [])])
 
     def models(self, benchmark: str) -> list[str]:
         return list(dict.fromkeys(key[1] for key in self.means if key[0] == benchmark))
@@ -132,18 +139,19 @@ def headline(metrics: Metrics) -> Section | None:
     for benchmark in metrics.benchmarks:
         measure, models = metrics.main(benchmark)[0], metrics.models(benchmark)
         found = {model: metrics.against_base(benchmark, model, measure) for model in models}
-        if len(metrics.benchmarks) > 1:
-            parts.append(tag("h3", benchmark))
+        if len(metrics.benchmarks) > 1 or metrics.guards:
+            parts.append(tag("h3", metrics.title(benchmark)))
         means = {model: metrics.mean(benchmark, model, measure) for model in models}
-        parts += [paragraph(said, css="lede" if place == 0 else "") for place, said in
+        guard = benchmark in metrics.guards
+        parts += [paragraph(said, css="" if guard or place else "lede") for place, said in
                   enumerate(_verdicts(benchmark, label(measure), means, found))]  # fmt: skip
-        for other in metrics.main(benchmark)[:2]:
-            parts.append(cards(_card(metrics, benchmark, model, other) for model in models))
-    parts.append(paragraph(
-        "In brackets: 95% bootstrap intervals over the queries. p: two-sided paired randomisation test against base"
-        f"{' ranked by the same head' if any('-' in key[1] for key in metrics.means) else ''}.",
-        css="note",
-    ))  # fmt: skip
+        parts.append(cards(_card(metrics, benchmark, model, measure) for model in models))
+    same_head = " ranked by the same head" if any("-" in key[1] for key in metrics.means) else ""
+    said = "In brackets: 95% bootstrap intervals over the queries. p: two-sided paired randomisation test against base"
+    said += f"{same_head}."
+    if metrics.guards:
+        said += " A guard set is no aim of the training: it shows whether anything was lost elsewhere."
+    parts.append(paragraph(said, css="note"))
     return Section("result", "Result", join(parts))
 
 
@@ -174,7 +182,8 @@ def judged(gain: Difference) -> tuple[str, str]:
 def _card(metrics: Metrics, benchmark: str, model: str, measure: Measure) -> tuple[str, str, str, str]:
     row = metrics.mean(benchmark, model, measure)
     tested = f" {probability(row['p_value'])}" if row["p_value"] is not None else ""
-    return f"{model} · {label(measure)}", decimal(row["value"]), f"{interval(row)}{tested}", COLOURS.get(model, "")
+    said = f"{label(measure)} {interval(row).replace(' ', NO_BREAK)}{tested}"
+    return model, decimal(row["value"]), said, COLOURS.get(model, "")
 
 
 def interval(row: Mapping) -> str:
@@ -192,7 +201,7 @@ def metrics_section(metrics: Metrics) -> Section | None:
     for benchmark in metrics.benchmarks:
         models, main = metrics.models(benchmark), metrics.main(benchmark)
         n = len(metrics.queries(benchmark, models[0], main[0])[0])
-        parts.append(tag("h3", f"{benchmark}: {plural(n, 'judged query', 'judged queries')}"))
+        parts.append(tag("h3", metrics.title(benchmark), f": {plural(n, 'judged query', 'judged queries')}"))
         rows = [
             {"group": label(measure), "kind": model, **{key: row[key] for key in ("value", "low", "high")}}
             for measure in main
@@ -214,67 +223,13 @@ def metrics_section(metrics: Metrics) -> Section | None:
 
 def _table(metrics: Metrics, benchmark: str, measures: Sequence[Measure]) -> Html:
     models = metrics.models(benchmark)
-    rows = [[label(m), *(_cell(metrics.mean(benchmark, model, m)) for model in models)] for m in measures]
+    rows = [[label(m), *(cell(metrics.mean(benchmark, model, m)) for model in models)] for m in measures]
     return table(["", *models], rows)
 
 
-def _cell(row: Mapping | None) -> Html:
+def cell(row: Mapping | None) -> Html:
+    """A mean with its interval and, but for base, its p-value."""
     if row is None:
         return escape("–")
     tested = tag("small", probability(row["p_value"])) if row["p_value"] is not None else ""
     return join([decimal(row["value"]), tag("small", interval(row)), tested])
-
-
-# ---- variants -----------------------------------------------------------------------------------
-
-
-def variants(run: str, metrics: Metrics, others: Mapping[str, Path]) -> Section | None:
-    """This run beside the others on the benchmarks that they share; None without others."""
-    tables = {run: metrics} | {name: Metrics(path) for name, path in others.items()}
-    parts = []
-    for benchmark in metrics.benchmarks:
-        sharing = {name: table for name, table in tables.items() if benchmark in table.benchmarks}
-        if len(sharing) > 1:
-            parts += _side_by_side(run, benchmark, sharing)
-    if not parts:
-        return None
-    note = "Differences are paired by query, with 95% bootstrap intervals and two-sided randomisation tests; "
-    return Section("variants", "Variants", join([*parts, paragraph(note + "each is tested for itself.", css="note")]))
-
-
-def _side_by_side(run: str, benchmark: str, tables: Mapping[str, Metrics]) -> list[Html]:
-    main = tables[run].main(benchmark)
-    rows, said = [], []
-    for name, metrics in tables.items():
-        for model in metrics.models(benchmark):
-            cells = [metrics.mean(benchmark, model, measure) for measure in main]
-            compared = ""
-            if name != run and model in tables[run].models(benchmark):
-                mine, this = (t.queries(benchmark, model, main[0]) for t in (metrics, tables[run]))
-                gain = difference(mine, this)
-                same = gain is not None and np.array_equal(mine[1], this[1])
-                compared = "the same values" if same else _short(gain) if gain else "other queries"
-                if model == "tuned" and gain:
-                    said.append(_compared(name, run, label(main[0]), benchmark, None if same else gain))
-            rows.append([name, model, *(_cell_short(row) for row in cells), compared])
-    head = ["run", "model", *map(label, main), f"{label(main[0])} against {run}"]
-    return [tag("h3", benchmark), *map(paragraph, said), table(head, rows, range(2, 2 + len(main)))]
-
-
-def _cell_short(row: Mapping | None) -> Html:
-    return escape("–") if row is None else join([decimal(row["value"]), tag("small", interval(row))])
-
-
-def _short(gain: Difference) -> Html:
-    verdict, css = judged(gain)
-    return join([signed(gain.mean), tag("small", f"[{signed(gain.low)}, {signed(gain.high)}] {probability(gain.p)}"),
-                 tag("small", verdict.split(" with ")[0], css=css)])  # fmt: skip
-
-
-def _compared(name: str, run: str, measure: str, benchmark: str, gain: Difference | None) -> Html:
-    start = join([tag("b", name), " against ", tag("b", run), f", tuned, {measure} on {benchmark}: "])
-    if gain is None:
-        return join([start, "every query has the same value."])
-    if gain.real:
-        return join([start, f"{'better' if gain.mean > 0 else 'worse'} ({gain})."])
-    return join([start, f"no difference that {count(gain.n)} queries can tell ({gain})."])

@@ -80,7 +80,7 @@ def cards(items: Iterable[tuple[str, object, object, str]]) -> Html:
     """Boxes of (name, value, note, CSS class)."""
     boxes = [tag("div", tag("span", name, css="name"), tag("b", value), tag("span", note), css=f"card {css}".strip())
              for name, value, note, css in items]  # fmt: skip
-    return tag("div", *boxes, css="cards")
+    return tag("div", *boxes, css="cards by-three" if len(boxes) % 3 == 0 else "cards")
 
 
 def details(title: object, *content: object, css: str = "", opened: bool = False) -> Html:

@@ -84,6 +84,28 @@ def intervals(rows: Rows, *, colours: Mapping[str, str], x_title: str, groups: S
     return _svg(chart.facet(row=row, spacing=6), None, f"{x_title} with 95% intervals")
 
 
+def scatter(rows: Rows, *, colours: Mapping[str, str], x_title: str, y_title: str, height: int = 400) -> Html:
+    """Bubbles within the unit square, with its diagonal; the area of one says how many it stands for.
+
+    Args:
+        rows: {"x", "y", "n", "kind", "said"}; what is said of a bubble stands under the pointer.  The last is on top.
+        colours: colour of each kind, in the legend's order.
+    """
+    ends = alt.Scale(domain=[0, 1], nice=False, padding=9)
+    x, y = alt.X("x:Q", title=x_title, scale=ends), alt.Y("y:Q", title=y_title, scale=ends)
+    line = alt.Chart(_data([{"x": 0, "y": 0}, {"x": 1, "y": 1}])).mark_line(
+        color=STAND_IN["soft"], strokeDash=[4, 4], strokeWidth=1
+    )
+    most = max(10, *(row["n"] for row in rows))
+    area = alt.Scale(domain=[1, most], range=[28, 28 + 12 * min(most, 70)])
+    dots = alt.Chart(_data(rows)).mark_circle(opacity=0.72)
+    dots = dots.encode(
+        x, y, alt.Size("n:Q", scale=area, legend=None), alt.Description("said:N"),
+        alt.Color("kind:N", title=None, scale=_scale(colours)),
+    )  # fmt: skip
+    return _svg(alt.layer(line.encode(x, y), dots), height, f"{y_title} by {x_title}, a bubble for the queries there")
+
+
 def _scale(colours: Mapping[str, str]) -> alt.Scale:
     return alt.Scale(domain=list(colours), range=[STAND_IN[colour] for colour in colours.values()])
 
@@ -92,7 +114,21 @@ def _data(rows: Rows) -> alt.Data:
     return alt.Data(values=[dict(row) for row in rows])
 
 
-def _svg(chart: alt.Chart | alt.FacetChart, height: int | None, label: str) -> Html:
+MARK = re.compile(
+    r'<path aria-label="([^"]*)" (role="graphics-symbol" aria-roledescription="(?:point|circle|bar)"[^>]*)/>'
+)
+
+
+def _titled(svg: str) -> str:
+    """What a mark is said to be, as a title: browsers show that under the pointer, and it needs no script."""
+
+    def mark(found: re.Match) -> str:
+        return f"<path {found[2]}><title>{html.escape(html.unescape(found[1]), quote=False)}</title></path>"
+
+    return MARK.sub(mark, svg)
+
+
+def _svg(chart: alt.Chart | alt.LayerChart | alt.FacetChart, height: int | None, label: str) -> Html:
     """The chart as inline SVG; `height` None: the chart has its own size."""
     if height is not None:
         whole = alt.AutoSizeParams(type="fit", contains="padding")
@@ -109,7 +145,7 @@ def _svg(chart: alt.Chart | alt.FacetChart, height: int | None, label: str) -> H
         .configure_header(labelColor=ink)
         .configure_legend(orient="top", labelColor=ink, labelFontSize=12, symbolType="square", offset=6)
     )  # fmt: skip
-    svg = vl_convert.vegalite_to_svg(chart.to_dict(validate=False))
+    svg = _titled(vl_convert.vegalite_to_svg(chart.to_dict(validate=False)))
     for name, colour in STAND_IN.items():
         svg = svg.replace(colour, f"var(--{name})")
     start, rest = svg.split(">", 1)

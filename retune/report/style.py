@@ -8,7 +8,7 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #fbfaf8; --card: #ffffff; --ink: #1c2024; --soft: #5d656e; --rule: #e2e0db; --tint: #f3f1ec;
-  --base: #7c8792; --tuned: #1f6feb; --merged: #b8560f; --good: #17754a; --bad: #b3261e; --other: #8250c4;
+  --base: #66717c; --tuned: #1f6feb; --merged: #b8560f; --good: #17754a; --bad: #b3261e; --other: #8250c4;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -51,14 +51,20 @@ nav a { color: var(--soft); }
 .card b { display: block; font-size: 1.7rem; line-height: 1.2; font-weight: 650; font-variant-numeric: tabular-nums; }
 .card span { display: block; color: var(--soft); font-size: .86rem; }
 .card .name { color: inherit; font-weight: 600; }
+.badge {
+  display: inline-block; font-size: .72rem; font-weight: 600; letter-spacing: .02em; color: var(--other);
+  border: 1px solid currentColor; border-radius: 1rem; padding: .05rem .5rem; vertical-align: .1em;
+}
 .base .name { color: var(--base); } .tuned .name { color: var(--tuned); } .merged .name { color: var(--merged); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.2rem; }
 figure { margin: 1rem 0; background: var(--card); border: 1px solid var(--rule); border-radius: .6rem; padding: 1rem; }
 .plots figure { margin: 0; }
 figure > b { display: block; font-size: .95rem; margin-bottom: .4rem; }
 figcaption { margin-top: .5rem; }
+figure table { width: 100%; }
 svg.plot { display: block; width: 100%; max-width: 34rem; height: auto; }
 svg.plot text { font-family: inherit; }
+svg.plot [aria-roledescription="circle"]:hover { stroke: var(--ink); stroke-width: 1.5px; opacity: 1; }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; min-width: 50%; }
 caption { text-align: left; font-size: .86rem; padding-bottom: .3rem; }
@@ -66,14 +72,15 @@ th, td { padding: .36rem .8rem .36rem 0; text-align: left; vertical-align: top; 
 th { font-weight: 600; font-size: .86rem; color: var(--soft); white-space: nowrap; }
 tbody th { color: var(--ink); font-size: inherit; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-td small { color: var(--soft); display: block; }
-.bar { display: inline-block; height: .55rem; border-radius: .2rem; background: var(--tuned); min-width: 1px; }
+td small, th small { color: var(--soft); display: block; font-weight: 400; white-space: nowrap; }
+.bar { display: block; height: .35rem; border-radius: .2rem; background: var(--tuned); margin-top: .25rem; }
 details { margin: .7rem 0; }
 summary { cursor: pointer; font-weight: 600; padding: .25rem 0; }
 .example {
-  background: var(--card); border: 1px solid var(--rule); border-radius: .6rem; padding: .7rem 1rem; margin: .7rem 0;
+  background: var(--card); border: 1px solid var(--rule); border-radius: .6rem; padding: .4rem 1rem; margin: .4rem 0;
 }
 .example summary { font-weight: 500; overflow-wrap: anywhere; }
+h4 { margin: 1.3rem 0 .3rem; font-size: .95rem; }
 .example .change { font-variant-numeric: tabular-nums; font-weight: 600; white-space: nowrap; margin-right: .6rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .4rem 1.6rem; }
 .pair h4 { margin: .6rem 0 .2rem; font-size: .9rem; color: var(--soft); }
@@ -92,7 +99,10 @@ footer { padding: 1.5rem 0 3rem; color: var(--soft); font-size: .86rem; border-t
   .top { padding-top: 1.4rem; } h1 { font-size: 1.5rem; }
   main, .top, nav ul { padding-left: .9rem; padding-right: .9rem; }
   figure { padding: .8rem .7rem; } table { min-width: 100%; } th, td { padding-right: .6rem; }
-  .cards { grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); } .card b { font-size: 1.4rem; }
+  td small, th small { font-size: .74rem; }
+  .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .6rem; } .card { padding: .65rem .7rem; }
+  .card b { font-size: 1.3rem; } .by-three { grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .4rem; }
+  .by-three .card { padding: .55rem .5rem; } .by-three .card span { font-size: .76rem; overflow-wrap: anywhere; }
 }
 @media print { nav { display: none; } section, figure, .example { break-inside: avoid; } }
 """

@@ -55,7 +55,7 @@ def metrics(
             values: dict[str, Values] = {}
             found = 0
             for model in (model for name, model in runs if name == benchmark):
-                ranking = _ranking(runs[benchmark, model], judgments)
+                ranking = _ranking(runs[benchmark, model], judgments, f"{benchmark}, {model}")
                 found += _count_found(ranking, f"{benchmark}, {model}")
                 values[model] = measures.values(ranking, cutoffs)
                 bar.update()
@@ -65,14 +65,21 @@ def metrics(
                 table.write(rows | {"model": pa.repeat(model, n), "benchmark": pa.repeat(benchmark, n)})
 
 
-def _ranking(run: Path, judgments: measures.Judgments) -> measures.Ranking:
+def _ranking(run: Path, judgments: measures.Judgments, what: str) -> measures.Ranking:
+    """The run beside the judgments; says which queries one of them lacks."""
     table = tables.read(run, "run", ["query_id", "text_id", "rank"])
+    found, asked = np.unique(table["query_id"].to_numpy()), judgments.query_ids
+    if lost := len(np.setdiff1d(asked, found)):
+        log.warning("%s: %d of %d judged queries have no passage in the run and count as 0", what, lost, len(asked))
+    if unjudged := len(np.setdiff1d(found, asked)):
+        log.warning("%s: %d queries of the run have no judgment and are left out", what, unjudged)
     return measures.align(*(table[name].to_numpy() for name in ("query_id", "text_id", "rank")), judgments)
 
 
 def _count_found(ranking: measures.Ranking, what: str) -> int:
     found, total = int(ranking.relevant.sum()), int(ranking.judgments.n_relevant.sum())
-    log.info("%s: %d of %d positives found", what, found, total)
+    tell = log.info if found else log.warning  # where no run found any, an error follows
+    tell("%s: %d of %d positives found", what, found, total)
     return found
 
 

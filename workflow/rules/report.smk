@@ -38,6 +38,7 @@ rule report:
         tables=WIRING.reported,
         # What the jobs cost is told, but no reason to write the report again.
         costs=WIRING.costs,
+        worked=WIRING.worked,
         code=code("report"),
     script:
         "../scripts/report.py"
