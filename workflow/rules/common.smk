@@ -1,6 +1,10 @@
 # The wiring that all rules share, and what wildcards may stand for.
 
-WIRING = wire(config, workflow.overwrite_configfiles or workflow.configfiles)
+WIRING = wire(
+    config,
+    workflow.overwrite_configfiles or workflow.configfiles,
+    stored=workflow.storage_settings.default_storage_provider is not None,
+)
 ENVIRONMENT = WIRING.environment
 # Two such jobs run side by side: one loads while the other computes.
 HALF = max(1, (workflow.cores or 2) // 2)
