@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,8 @@ import pytest
 from retune.plan import TRAIN, Node
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEC = importlib.util.spec_from_file_location("wiring", ROOT / "workflow" / "wiring.py")
-wiring = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(wiring)
+sys.path.append(str(ROOT / "workflow"))
+wiring = importlib.import_module("wiring")
 FILES = ["base/config.json", "base/model.safetensors", "lora/adapter_model.safetensors", "words/tokenizer.json"]
 
 

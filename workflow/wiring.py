@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from store import stored_files, stored_weights
+
 from retune.data.files import expand
 from retune.experiment import ConfigError, load
 from retune.fingerprint import fingerprint
@@ -358,27 +360,6 @@ def weights(reference: str) -> list[str]:
         return []
     own = sorted(str(file) for file in folder.iterdir() if file.suffix in DECIDING)
     return own + sorted(str(file) for file in folder.glob("*/config.json"))  # of its modules, such as pooling
-
-
-def stored_weights(reference: str) -> list[str]:
-    """The folder of a model in an object store, which `./` before its name tells from a model of the hub."""
-    return [reference] if reference.startswith("./") else []
-
-
-def stored_files(patterns: Sequence[str], key: str) -> list[str]:
-    """Files in an object store, which are named one by one: nothing is listed while a config is read.
-
-    Raises:
-        UserError: for what cannot be the name of a file beside `results/`.
-    """
-    for pattern in patterns:
-        path = Path(pattern)
-        elsewhere = path.is_absolute() or not {"..", "~"}.isdisjoint(path.parts)
-        if elsewhere or not path.suffix or not set(pattern).isdisjoint("*?["):
-            raise UserError(
-                f"{key}: {pattern}: with results in an object store, name each file by its path beside `results/` there"
-            )
-    return list(patterns)
 
 
 def _expand(patterns: Sequence[str], key: str) -> list[str]:
