@@ -7,10 +7,10 @@ A corpus of synthetic texts with a fixed number of training queries goes through
 its own; vectors are random (what the embedder costs is a matter of the model: benchmarks/embed.py).  Prints a table,
 and writes growth.json, growth.md and the plot growth.svg into the folder `--out`.
 
-Seconds are by the clock.  The costs of a text are slopes between the two largest sizes, so that what each process costs
-by itself (imports, and the queries) does not count; time is there that of the CPUs, all threads together, which other
-work on the machine leaves as it is.  Memory is the process' own (without pages of mapped files, which the system takes
-back when it needs them), at its peak.
+Time is that of the CPUs, all threads together, which other work on the machine leaves as it is; the clock's is in
+growth.json beside it.  The costs of a text are slopes between the two largest sizes, so that what each process costs by
+itself (imports, and the queries) does not count.  Memory is the process' own (without pages of mapped files, which the
+system takes back when it needs them), at its peak.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def constants(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
 
 def table(rows: Sequence[Mapping[str, float]], found: Sequence[Mapping[str, float]]) -> str:
     sizes = sorted({row["texts"] for row in rows})
-    at = {(row["stage"], row["texts"]): f"{row['seconds']:.1f} s, {row['gigabytes']:.2f} GB" for row in rows}
-    head = ["stage", *(f"{size:,} texts" for size in sizes), "CPU µs a text", "bytes a text", "grows with n to the"]
+    at = {(row["stage"], row["texts"]): f"{row['cpu_seconds']:.1f} s, {row['gigabytes']:.2f} GB" for row in rows}
+    head = ["stage", *(f"{size:,} texts" for size in sizes), "µs a text", "bytes a text", "time grows with n to the"]
     lines = [head, ["---"] * len(head)]
     for one in found:
         told = [one["microseconds_a_text"], one["bytes_a_text"], one["exponent"]]
@@ -193,7 +193,7 @@ def plot(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     x = alt.X("texts:Q", title="texts", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", tickCount=3))
     colour = alt.Color("stage:N", sort=list(STAGES), title=None)
     panels = [
-        base.encode(x, alt.Y("seconds:Q", title="seconds", scale=alt.Scale(type="log")), colour),
+        base.encode(x, alt.Y("cpu_seconds:Q", title="seconds of CPU", scale=alt.Scale(type="log")), colour),
         base.encode(x, alt.Y("gigabytes:Q", title="GB of memory, peak", scale=alt.Scale(zero=True)), colour),
     ]
     chart = alt.hconcat(*(panel.properties(width=300, height=220) for panel in panels))

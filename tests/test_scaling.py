@@ -45,7 +45,7 @@ def test_constants_of_measured_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     found = growth.constants(rows)
     assert [one["stage"] for one in found] == list(growth.STAGES)
     assert {(one["microseconds_a_text"], one["bytes_a_text"], one["exponent"]) for one in found} == {(30.0, 20.0, 0.57)}
-    assert "| ingest | 1.0 s, 0.50 GB | 1.2 s, 0.50 GB | 21.0 s, 0.52 GB | 30.0 | 20.0 | 0.57 |" in growth.table(
+    assert "| ingest | 2.0 s, 0.50 GB | 2.3 s, 0.50 GB | 32.0 s, 0.52 GB | 30.0 | 20.0 | 0.57 |" in growth.table(
         rows, found
     )
 

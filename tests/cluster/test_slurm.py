@@ -260,6 +260,7 @@ def test_a_second_run_plans_nothing(trained, cluster: Slurm, project: Path) -> N
     assert "Nothing to be done" in snakemake(cluster, project, "one_node.yaml", "--until", "train")
 
 
+@pytest.mark.long
 def test_a_submit_command_does_as_well(cluster: Slurm, project: Path) -> None:
     config = small() | {"name": "generic"}
     config["ingest"]["train"] = {"docstrings": "results/generic/raw/train.jsonl"}

@@ -40,6 +40,12 @@ CONFIG = {
     },
     "evaluate": {"benchmarks": {"held": {"path": "data/held"}}, "k": 20, "cutoffs": [1, 10]},
 }
+SMALL = {key: CONFIG[key] for key in ("name", "embedder", "train")} | {
+    "ingest": {"train": "data/train.jsonl"},
+    "mine": {"range_for_sampling": "1-20", "negative_number": 3},
+    "merge": None,
+}
+MADE = {"config.yaml", "ingest/pairs.parquet", "train/model/model.safetensors", "train/README.md", "report/index.html"}
 # As profiles/kubernetes has it, but for where jobs run.
 PODS = [
     "--executor", "cluster-generic", "--cluster-generic-submit-cmd", f"sh {ROOT}/tests/cluster/pod.sh",
@@ -109,7 +115,6 @@ def project(tmp_path: Path, store: Store) -> Path:
     for name in ("retune", "workflow", "profiles", "envs"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Snakefile", project)
-    (project / "toy.yaml").write_text(yaml.safe_dump(CONFIG))
     return project
 
 
@@ -118,47 +123,51 @@ def jsonl(path: Path, rows: list[Any]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def snakemake(project: Path, store: Store, *args: str) -> str:
-    prefix = ["--default-storage-prefix", f"s3://{BUCKET}/{FOLDER}"]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # a job's python is the first that it finds
+def snakemake(project: Path, store: Store, config: dict[str, Any], *args: str) -> str:
+    """What a run that ends well says."""
+    (project / "toy.yaml").write_text(yaml.safe_dump(config))
     pods = project.parent / "pods"
     pods.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--configfile", "toy.yaml", *args, *prefix], cwd=project,
-        env=environment | store.environment | {"PATH": path, "PODS": str(pods)}, capture_output=True, text=True,
-    )  # fmt: skip
+    environment |= store.environment | {"PODS": str(pods)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # a job's python is the first there
+    prefix = ["--default-storage-prefix", f"s3://{BUCKET}/{FOLDER}"]
+    command = [sys.executable, "-m", "snakemake", "--configfile", "toy.yaml", *args, *prefix]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     said = "\n".join(file.read_text() for file in pods.glob("*/said.txt"))
     assert done.returncode == 0, done.stdout + done.stderr + said
     return done.stdout + done.stderr
 
 
-def check(project: Path, store: Store) -> None:
-    """All results are in the store, can be read, and are nowhere else."""
+def results(project: Path, store: Store) -> set[str]:
+    """Names of the results in the store, copies of which are then in `found`; there are none elsewhere."""
     found = store.download(project.parent / "found")
-    results = {
-        "config.yaml", "ingest/pairs.parquet", "embed/base/texts-01-of-02.parquet", "mine/pairs.parquet",
-        "train/model/model.safetensors", "train/README.md", "merge/model/model.safetensors",
-        "evaluate/held/merged.run.parquet", "evaluate/metrics.parquet", "report/index.html",
-    }  # fmt: skip
-    assert {f"results/toy/{name}" for name in results} <= found
     assert {"logs/toy/train.log", "benchmarks/toy/train.tsv"} <= found
     assert not [name for name in found if "/.state/" in name or "/.kept/" in name]
-    measured = tables.read(project.parent / "found/results/toy/evaluate/metrics.parquet", "metrics").to_pylist()
-    assert {row["model"] for row in measured} == {"base", "tuned", "merged"}
     assert not (project / "results").exists() and not (project / "logs").exists()
+    return {name.removeprefix("results/toy/") for name in found}
 
 
 def test_one_machine_works_on_a_store(project: Path, store: Store) -> None:
     options = ["--cores", "2", "--default-storage-provider", "s3"]
-    snakemake(project, store, *options)
-    check(project, store)
-    assert "Nothing to be done" in snakemake(project, store, *options)
+    snakemake(project, store, CONFIG, *options)
+    judged = {"merge/model/model.safetensors", "evaluate/held/merged.run.parquet", "evaluate/metrics.parquet"}
+    assert MADE | judged | {"embed/base/texts-01-of-02.parquet"} <= results(project, store)
+    measured = tables.read(project.parent / "found/results/toy/evaluate/metrics.parquet", "metrics").to_pylist()
+    assert {row["model"] for row in measured} == {"base", "tuned", "merged"}
+    assert "Nothing to be done" in snakemake(project, store, CONFIG, *options)
 
 
 def test_jobs_that_share_nothing_meet_in_the_store(project: Path, store: Store) -> None:
     options = ["--profile", "profiles/kubernetes", *PODS]
-    snakemake(project, store, *options)
-    check(project, store)
-    assert len(list((project.parent / "pods").glob("*/ended"))) > 10
-    assert "Nothing to be done" in snakemake(project, store, *options)
+    snakemake(project, store, SMALL, *options)
+    assert results(project, store) >= MADE
+    pods = (project.parent / "pods").iterdir()
+    assert [(pod / "ended").read_text().strip() for pod in pods] == ["success"] * 6
+    assert "Nothing to be done" in snakemake(project, store, SMALL, *options)
+
+
+def test_the_profile_is_one_of_snakemake(project: Path, store: Store) -> None:
+    pytest.importorskip("snakemake_executor_plugin_kubernetes")
+    said = snakemake(project, store, CONFIG, "--profile", "profiles/kubernetes", "--dry-run")
+    assert "gpu_manufacturer=nvidia" in said and "mem_mb=64000" in said
