@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test cluster lint bench lock clean
+.PHONY: demo test cluster staging lint bench lock clean
 
 # Everything that config.yaml asks for, with all the set-up that it needs.
 demo: $(VENV)/.demo
@@ -13,9 +13,14 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
-# The profiles on a real SLURM, which is installed (root, Debian) and started for the time of the tests.
+# The profiles on a real SLURM, which is installed (root, Debian) and started for the time of the tests.  MARKED='not long'
+# leaves out what trains.
 cluster: $(VENV)/.test $(VENV)/.cluster
-	$(BIN)/python -m pytest -n0 -rs tests/cluster
+	$(BIN)/python -m pytest -n0 -rs -m "$(MARKED)" tests/cluster/test_slurm.py
+
+# Results in an object store: an S3-compatible server on this machine.
+staging: $(VENV)/.test $(VENV)/.cluster $(VENV)/.kubernetes $(VENV)/.staging
+	$(BIN)/python -m pytest -n0 -rs tests/cluster/test_staging.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -30,7 +35,7 @@ bench: $(VENV)/.test
 lock:
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install torch==2.13.0
-	$(PIP) install --editable '.[demo,test,lint,cluster]'
+	$(PIP) install --editable '.[demo,test,lint,cluster,kubernetes,staging]'
 	(echo '# Exact versions of everything that retune is tested with; made by `make lock`.'; \
 	 $(PIP) list --format=freeze --exclude-editable | grep -v '^pip==\|^setuptools==' | sed 's/+cpu$$//') > requirements.lock
 
@@ -43,7 +48,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch goes first: alone it takes the build that the package index offers for this machine.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.cluster: $(VENV)/.%: $(BIN)/python requirements.lock pyproject.toml
+$(addprefix $(VENV)/.,demo test lint cluster kubernetes staging): $(VENV)/.%: $(BIN)/python requirements.lock pyproject.toml
 	@echo "installing into $(VENV) (some minutes the first time)"
 	$(PIP) install --constraint requirements.lock torch
 	$(PIP) install --constraint requirements.lock --editable '.[$*]'

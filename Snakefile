@@ -10,6 +10,7 @@ min_version("9.14")
 sys.path[:0] = [str(workflow.current_basedir), f"{workflow.current_basedir}/workflow"]
 
 from retune import gpus
+from store import see_folders_of_other_machines
 from wiring import TRAIN, code, wire
 
 # A config that is named on the command line stands alone: config.yaml, the demo, is not mixed in.

@@ -11,7 +11,7 @@ import pytest
 from snakemake.profiles import ProfileConfigFileParser
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEDULERS = ["slurm", "generic"]
+SCHEDULERS = ["slurm", "generic", "kubernetes"]
 RULE = re.compile(r"^(?:use )?rule (?:\w+ as )?(\w+)(?: with)?:", re.M)
 RULES = {name for file in (ROOT / "workflow/rules").glob("*.smk") for name in RULE.findall(file.read_text())}
 LOCAL = {"config", "report"}  # they run where Snakemake does

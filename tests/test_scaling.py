@@ -38,7 +38,7 @@ def test_hand_made_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_constants_of_measured_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     growth = script("growth", monkeypatch)
     rows = [
-        {"stage": stage, "texts": n, "seconds": 2 + 3e-5 * n, "gigabytes": 0.5 + 2e-8 * n}
+        {"stage": stage, "texts": n, "seconds": 1 + 2e-5 * n, "cpu_seconds": 2 + 3e-5 * n, "gigabytes": 0.5 + 2e-8 * n}
         for stage in growth.STAGES
         for n in (1000, 10_000, 1_000_000)
     ]
@@ -53,7 +53,7 @@ def test_constants_of_measured_growth(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_stage_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a tiny size, in this process."""
     growth = script("growth", monkeypatch)
-    monkeypatch.setattr(growth, "measure", lambda stage, folder: (getattr(growth, stage)(folder), (1.0, 10**9))[1])
+    monkeypatch.setattr(growth, "measure", lambda stage, folder: (getattr(growth, stage)(folder), (1.0, 2.0, 10**9))[1])
     rows = growth.grow(60, 20, tmp_path / "small") + growth.grow(120, 20, tmp_path / "large")
     assert [row["stage"] for row in rows] == [*growth.STAGES] * 2
     growth.plot(rows, tmp_path / "growth.svg")

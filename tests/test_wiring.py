@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,8 @@ import pytest
 from retune.plan import TRAIN, Node
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEC = importlib.util.spec_from_file_location("wiring", ROOT / "workflow" / "wiring.py")
-wiring = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(wiring)
+sys.path.append(str(ROOT / "workflow"))
+wiring = importlib.import_module("wiring")
 FILES = ["base/config.json", "base/model.safetensors", "lora/adapter_model.safetensors", "words/tokenizer.json"]
 
 
@@ -76,3 +76,20 @@ def test_a_variable_that_is_not_there(raw: dict, capsys) -> None:
     with pytest.raises(SystemExit):
         wiring.wire(raw | {"token": "NOT_HERE"}, [])
     assert capsys.readouterr().err == "token: there is no environment variable NOT_HERE\n"
+
+
+def test_in_an_object_store_files_and_models_are_named_and_not_looked_for(raw: dict) -> None:
+    raw |= {"embedder": {"model": "./models/mine"}, "ingest": {"train": "data/rows.jsonl"}}
+    found = wiring.wire(raw, [], stored=True)
+    assert found.training_files(job()) == ["data/rows.jsonl"]
+    assert found.model("base")(job()) == ["./models/mine"]
+    raw["embedder"]["model"] = "someone/model"
+    assert wiring.wire(raw, [], stored=True).model("base")(job()) == []
+
+
+@pytest.mark.parametrize("path", ["data/*.jsonl", "/data/rows.jsonl", "../rows.jsonl", "~/rows.jsonl", "data/", "data"])
+def test_in_an_object_store_a_path_is_that_of_a_file_there(path: str, raw: dict, capsys: pytest.CaptureFixture) -> None:
+    raw["ingest"]["train"] = path
+    with pytest.raises(SystemExit):
+        wiring.wire(raw, [], stored=True)
+    assert f"{path}: with results in an object store, name each file" in capsys.readouterr().err

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from store import stored_files, stored_weights
+
 from retune.data.files import deciding, expand
 from retune.experiment import ConfigError, load
 from retune.fingerprint import fingerprint
@@ -24,11 +26,15 @@ SCRIPTS = Path(__file__).resolve().parent / "scripts"
 TRIED = ("texts", "queries", "pairs")  # tables that mixtures are tried on
 
 
-def wire(config: Mapping[str, Any], files: Iterable[Any]) -> Wiring:
-    """The wiring of a config; a config with mistakes ends the process with one line for each."""
+def wire(config: Mapping[str, Any], files: Iterable[Any], stored: bool = False) -> Wiring:
+    """The wiring of a config; a config with mistakes ends the process with one line for each.
+
+    Args:
+        stored: inputs and results lie in an object store, and not here.
+    """
     shown = [os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else str(file) for file in files]
     try:
-        wiring = Wiring(Plan(load(config, shown)))
+        wiring = Wiring(Plan(load(config, shown)), stored)
         wiring.check_files()
         wiring.use_hub()
     except UserError as error:
@@ -45,8 +51,9 @@ def code(script: str) -> str:
 class Wiring:
     """Functions of wildcards, for the rules of one experiment."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, stored: bool = False) -> None:
         self.plan = plan
+        self.weights, self.expand = (stored_weights, stored_files) if stored else (deciding, _expand)
         names = [name for run in plan.runs for name in plan.benchmarks(run)]
         self.runs = "|".join(map(re.escape, plan.runs))
         self.benchmarks = "|".join(map(re.escape, dict.fromkeys(names))) or "none"
@@ -98,7 +105,7 @@ class Wiring:
         for run in self.plan.runs:
             for key, patterns in self._raw(run).items():
                 try:
-                    _expand(patterns, key)
+                    self.expand(patterns, key)
                 except UserError as error:
                     problems.append(str(error))
         if problems:
@@ -118,11 +125,11 @@ class Wiring:
 
     def training_files(self, wildcards: Any) -> list[str]:
         raw = {key: files for key, files in self._raw(wildcards.run).items() if key.startswith("ingest.")}
-        return [file for key, patterns in raw.items() for file in _expand(patterns, key)]
+        return [file for key, patterns in raw.items() for file in self.expand(patterns, key)]
 
     def benchmark_files(self, wildcards: Any) -> list[str]:
         key = f"evaluate.benchmarks.{wildcards.benchmark}"
-        return _expand(self._raw(wildcards.run)[key], key)
+        return self.expand(self._raw(wildcards.run)[key], key)
 
     # ---- models ---------------------------------------------------------------------------------
 
@@ -136,16 +143,16 @@ class Wiring:
         def files(wildcards: Any) -> list[str]:
             name = getattr(wildcards, label, label)
             node, embedder = self.plan.model_node(wildcards.run, name), self.plan.embedder(wildcards.run, name)
-            own = [self.plan.path(node)] if node else deciding(embedder["model"])
+            own = [self.plan.path(node)] if node else self.weights(embedder["model"])
             others = [embedder[key] for key in ("peft_path", "config_name", "tokenizer_name") if more and embedder[key]]
-            return own + [file for other in others for file in deciding(other)]
+            return own + [file for other in others for file in self.weights(other)]
 
         return files
 
     def encoder(self, wildcards: Any) -> list[str]:
         """The checkpoint that a reranker's own training starts from, or that a ready one is."""
         reranker = self.plan.config(wildcards.run).reranker
-        return deciding(reranker.model) + (deciding(reranker.peft_path) if reranker.peft_path else [])
+        return self.weights(reranker.model) + (self.weights(reranker.peft_path) if reranker.peft_path else [])
 
     def teacher(self, wildcards: Any) -> list[str]:
         fitted = self.plan.config(wildcards.run).reranker.fit
@@ -158,12 +165,12 @@ class Wiring:
     def merged(self, wildcards: Any) -> list[str]:
         found = []
         for reference, node in self.plan.merge_models(wildcards.run):
-            found += [reference] if node else deciding(reference)
+            found += [reference] if node else self.weights(reference)
         return found
 
     def weighed_examples(self, wildcards: Any) -> list[str]:
         examples = self.plan.config(wildcards.run).merge.examples
-        return _expand([examples], "merge.examples") if examples else []
+        return self.expand([examples], "merge.examples") if examples else []
 
     def weighed_aside(self, wildcards: Any) -> dict[str, str]:
         """The tables with the queries that were set aside, where weights are searched by them."""
@@ -179,7 +186,7 @@ class Wiring:
     def weighed_tables(self, wildcards: Any) -> list[str]:
         return [*_paths(self.weighed_aside(wildcards)), *_paths(self.weighed_guards(wildcards))]
 
-    def weights(self, wildcards: Any) -> str | list[str]:
+    def merging_weights(self, wildcards: Any) -> str | list[str]:
         """The table of merging weights, where they are found and not given."""
         run = wildcards.run
         return self.plan.path(Node(run, "weigh")) if self.plan.weighs(run) else []
@@ -285,7 +292,7 @@ class Wiring:
         return self.plan.path(Node(wildcards.run, wildcards.stage))
 
     def carded_weights(self, wildcards: Any) -> str | list[str]:
-        return self.weights(wildcards) if wildcards.stage == "merge" else []
+        return self.merging_weights(wildcards) if wildcards.stage == "merge" else []
 
     def measured(self, wildcards: Any) -> str | list[str]:
         """The table of metrics, where anything is measured."""

@@ -4,6 +4,8 @@ Debian's packages, started by hand: no systemd, no cgroups, nothing under /etc. 
 name, a port and a spool folder; CPUs and memory are claimed, not owned, so that profiles for large machines can be
 tried on a small one.  A fake GPU is a character device that nobody opens: SLURM counts it and sets
 CUDA_VISIBLE_DEVICES.
+
+    python tests/cluster/slurm.py        install it, and see whether it starts; else say why not, and exit with 1
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +43,8 @@ def install() -> None:
     """Install Debian's packages where they are not there yet."""
     if all(shutil.which(program, path=PATH) for program in PROGRAMS):
         return
-    quiet = {"check": True, "stdout": subprocess.DEVNULL, "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}}
+    quiet = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 600}
+    quiet |= {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}}
     subprocess.run(["apt-get", "update", "-qq"], **quiet)
     subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES], **quiet)
 
@@ -57,6 +61,7 @@ class Slurm:
         self.environment = os.environ | {
             "SLURM_CONF": str(folder / "etc/slurm.conf"),
             "PATH": f"{folder / 'bin'}:{PATH}",
+            "OMP_WAIT_POLICY": "passive",  # jobs have more CPUs between them than this machine has
         }
 
     # ---- commands -------------------------------------------------------------------------------
@@ -184,6 +189,20 @@ def wait_for(found: Callable[[], object], what: str, seconds: float = 60, pause:
     raise TimeoutError(f"{what}: not there after {seconds} s ({last})")
 
 
+def main() -> None:
+    if reason := missing():
+        raise SystemExit(reason)
+    with tempfile.TemporaryDirectory() as folder:
+        found = Slurm(Path(folder))
+        try:
+            install()
+            found.start()
+        except (subprocess.SubprocessError, RuntimeError, OSError) as error:
+            raise SystemExit(f"SLURM cannot be installed and started here: {error}") from None
+        finally:
+            found.stop()
+
+
 CONTROLLER = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
@@ -236,3 +255,6 @@ StorageUser=slurm
 StoragePass=test
 StorageLoc=slurm_acct_db
 """
+
+if __name__ == "__main__":
+    main()

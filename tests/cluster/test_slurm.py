@@ -1,6 +1,7 @@
 """The demo, small, on a real SLURM: what each job asked for, what becomes of killed ones, training on two nodes.
 
-Not a part of `make test`: `make cluster` starts it, where SLURM is installed or can be.
+Not a part of `make test`: `make cluster` starts it, where SLURM is installed or can be.  Tests marked `long` train, and
+take most of the time.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ PROFILE = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
 # Here a job may have two threads, and one that has finished is seen soon.
 OPTIONS = ["--max-threads", "2", "--latency-wait", "10"]
 SOON = ["--slurm-init-seconds-before-status-checks", "2"]
-STEPS, SAVED = 16, 2
+STEPS, SAVED = 24, 4
 LONG = 2400  # seconds after which something will not come about any more
+pytestmark = pytest.mark.timeout(2 * LONG)
 PACKAGES = ["asyncio", "concurrent", "email", "http", "importlib", "json", "logging", "unittest", "urllib", "xml"]
 
 
 def small(**train) -> dict:
     """The demo's config with little data, and training long enough to be interrupted."""
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    sizes = {"train_rows": 120, "test_queries": 20, "test_passages": 40, "guard_queries": 20, "guard_passages": 40}
+    sizes = {"train_rows": 60, "test_queries": 10, "test_passages": 20, "guard_queries": 10, "guard_passages": 20}
     config |= {"demo": sizes | {"packages": PACKAGES}}
-    config["reranker"]["fit"] |= {"max_queries": 32}
+    config["embedder"] |= {"passage_max_length": 32}
+    config["reranker"] |= {"max_length": 48, "fit": config["reranker"]["fit"] | {"max_queries": 16}}
     config["embed"], config["mine"]["shards"] = {"shards": 2}, 2
     args = config["train"]["args"] | {"per_device_train_batch_size": 4, "max_steps": STEPS, "save_steps": SAVED}
     config["train"] |= {"args": args | {"logging_steps": 1}} | train
@@ -114,10 +117,10 @@ def trainers(node: str) -> list[int]:
 class Driver:
     """Snakemake in the background; what it said is shown where something does not come about."""
 
-    def __init__(self, cluster: Slurm, project: Path, config: str) -> None:
+    def __init__(self, cluster: Slurm, project: Path, *arguments: str) -> None:
         self._said = (project / f"driver-{time.monotonic_ns()}.txt").open("w+")
         options = {"stdout": self._said, "stderr": subprocess.STDOUT, "env": cluster.environment}
-        self._process = subprocess.Popen(command(config), cwd=project, **options)
+        self._process = subprocess.Popen(command(*arguments), cwd=project, **options)
 
     def until(self, found: Callable[[], object], what: str, seconds: float = LONG) -> None:
         def ended() -> bool:
@@ -130,6 +133,9 @@ class Driver:
             self.kill()
             self._said.seek(0)
             pytest.fail(f"{error}\n{self._said.read()}")
+        except BaseException:
+            self.kill()
+            raise
 
     def ends_well(self) -> None:
         self.until(lambda: self._process.poll() == 0, "its end")
@@ -140,88 +146,104 @@ class Driver:
 
 
 @pytest.fixture(scope="module")
-def history(cluster: Slurm, project: Path) -> list[dict[str, str]]:
-    """The jobs of one experiment, which is disturbed in three ways.
+def mined(cluster: Slurm, project: Path) -> list[dict[str, str]]:
+    """The jobs of mining, which is disturbed in two ways.
 
-    1. A running `ingest` is cancelled.  2. Snakemake is killed while `mine` runs, which comes to its end without it;
-    then Snakemake is started again.  3. While two nodes train, everything on the second is killed.
+    1. A running `ingest` is cancelled.  2. Snakemake is killed while the parts are searched, which come to their end
+    without it; then Snakemake is started again.
     """
-    first = Driver(cluster, project, "two_nodes.yaml")
+    first = Driver(cluster, project, "two_nodes.yaml", "--until", "mine")
     first.until(lambda: cluster.running("rule_ingest"), "a running ingest")
     cluster.run("scancel", cluster.running("rule_ingest")[0])
-    first.until(lambda: cluster.running("rule_mine"), "a running mine")
+    first.until(lambda: len(cluster.running("rule_search")) == 2, "both searches running")
     first.kill()
     wait_for(lambda: not cluster.queue(), "the end of what was submitted", LONG)
     snakemake(cluster, project, "two_nodes.yaml", "--unlock")
+    snakemake(cluster, project, "two_nodes.yaml", "--until", "mine")
+    return accounted(cluster)
 
-    second = Driver(cluster, project, "two_nodes.yaml")
-    second.until(lambda: complete_checkpoints(project), "a checkpoint")
+
+@pytest.fixture(scope="module")
+def trained(mined, cluster: Slurm, project: Path) -> list[dict[str, str]]:
+    """The jobs of the whole experiment; while two nodes train, everything on the second is killed."""
+    driver = Driver(cluster, project, "two_nodes.yaml")
+    driver.until(lambda: complete_checkpoints(project), "a checkpoint")
     for process in trainers("n2"):
         os.kill(process, signal.SIGKILL)
-    second.ends_well()
-    time.sleep(1)  # the last job reaches the accounts
+    driver.ends_well()
+    return accounted(cluster)
+
+
+def accounted(cluster: Slurm) -> list[dict[str, str]]:
+    """All jobs so far, once the last has reached the accounts."""
+    wait_for(lambda: {job["State"] for job in cluster.jobs()}.isdisjoint({"PENDING", "RUNNING"}), "the accounts")
     return cluster.jobs()
 
 
-def test_every_rule_ran_as_a_job_with_what_the_profile_asks_for(history) -> None:
-    done = {rule(job): job for job in history if job["State"] == "COMPLETED"}
-    rules = {
-        "demo",
-        "ingest",
-        "split",
-        "embed",
-        "embed_benchmark",
-        "mine",
-        "fit",
-        "scores",
-        "score",
-        "train",
-        "evaluate",
-    }
+def check_requests(jobs: list[dict[str, str]], rules: set[str]) -> None:
+    """Every one of these rules ran as a job with what the profile asks for."""
+    done = {rule(job): job for job in jobs if job["State"] == "COMPLETED"}
     assert rules <= set(done)
-    attempts = {name: len([job for job in history if rule(job) == name]) for name in ("ingest", "train")}
-    for name in rules:
+    attempts = {name: len([job for job in jobs if rule(job) == name]) for name in ("ingest", "train")}
+    for name in sorted(rules):
         asked = PROFILE["set-resources"].get(name, {})
         job, attempt = done[name], attempts.get(name, 1)
         memory = eval(asked.get("mem_mb", PROFILE["default-resources"]["mem_mb"]), {"attempt": attempt})
         runtime = eval(asked.get("runtime", PROFILE["default-resources"]["runtime"]), {"attempt": attempt})
-        assert (name, megabytes(job["ReqMem"]), job["TimelimitRaw"]) == (name, memory, str(runtime))
+        nodes = 2 if name == "train" else 1
+        assert (name, megabytes(job["ReqMem"]), job["TimelimitRaw"]) == (name, nodes * memory, str(runtime))
         assert job["Partition"] == asked.get("slurm_partition", "cpu")
         gpus = re.search(r"gres/gpu=(\d+)", job["ReqTRES"])
         assert (name, int(gpus[1]) if gpus else 0) == (name, 2 if name == "train" else asked.get("gpu", 0))
-        nodes = 2 if name == "train" else 1
         assert (name, int(job["NNodes"])) == (name, nodes)
         assert int(job["ReqCPUS"]) == nodes * min(2, PROFILE["set-threads"].get(name, 1))
 
 
-def test_small_jobs_are_submitted_as_one(history) -> None:
-    done = {job["Comment"] for job in history if job["State"] == "COMPLETED"}
-    assert {"rule_benchmarks_benchmark", "rule_metrics_metrics"} <= done  # named after group and first rule
+def test_every_rule_of_mining_ran_as_a_job_with_what_the_profile_asks_for(mined) -> None:
+    check_requests(mined, {"demo", "ingest", "embed", "search", "mine"})
 
 
-def test_a_cancelled_job_is_submitted_again_with_more_memory(history) -> None:
-    first, second = [job for job in history if rule(job) == "ingest"]
+def test_a_cancelled_job_is_submitted_again_with_more_memory(mined) -> None:
+    first, second = [job for job in mined if rule(job) == "ingest"]
     assert first["State"].startswith("CANCELLED") and second["State"] == "COMPLETED"
     assert (megabytes(first["ReqMem"]), megabytes(second["ReqMem"])) == (32000, 64000)
 
 
-def test_after_a_killed_snakemake_only_the_rest_is_run(history) -> None:
-    runs = list(dict.fromkeys(job["JobName"] for job in history))  # each call of Snakemake names its jobs alike
-    first, second = ({rule(job) for job in history if job["JobName"] == run} for run in runs)
-    assert {"demo", "ingest", "embed", "search", "mine"} <= first
-    assert not first & second - {"split", "evaluate", "metrics_metrics"}  # which may not have come to their end
-    assert {"fit", "scores", "score", "train"} <= second
+def test_after_a_killed_snakemake_only_the_rest_is_run(mined) -> None:
+    first, second = by_run(mined)
+    assert {"demo", "ingest", "embed", "search"} <= first
+    assert second == {"mine"}
 
 
-def test_a_dead_node_ends_the_job_and_training_goes_on_from_its_checkpoint(history, project: Path) -> None:
-    states = [job["State"] for job in history if rule(job) == "train"]
+def by_run(jobs: list[dict[str, str]]) -> list[set[str]]:
+    """Rules by call of Snakemake, which names its jobs alike."""
+    return [{rule(job) for job in jobs if job["JobName"] == run} for run in dict.fromkeys(j["JobName"] for j in jobs)]
+
+
+@pytest.mark.long
+def test_every_other_rule_ran_as_a_job_with_what_the_profile_asks_for(trained) -> None:
+    rules = {"split", "embed_benchmark", "fit", "scores", "score", "train", "evaluate"}
+    check_requests(trained, rules)
+    assert not by_run(trained)[2] & {"demo", "ingest", "embed", "search", "mine"}
+
+
+@pytest.mark.long
+def test_small_jobs_are_submitted_as_one(trained) -> None:
+    done = {job["Comment"] for job in trained if job["State"] == "COMPLETED"}
+    assert {"rule_benchmarks_benchmark", "rule_metrics_metrics"} <= done  # named after group and first rule
+
+
+@pytest.mark.long
+def test_a_dead_node_ends_the_job_and_training_goes_on_from_its_checkpoint(trained, project: Path) -> None:
+    states = [job["State"] for job in trained if rule(job) == "train"]
     assert states == ["FAILED", "COMPLETED"]
     said = (project / "logs/demo/train.log").read_text()
     step = int(re.search(rf"going on from step (\d+) of {STEPS}", said)[1])
     assert step >= SAVED and step % SAVED == 0
 
 
-def test_two_nodes_learn_as_two_processes_on_one(history, cluster: Slurm, project: Path) -> None:
+@pytest.mark.long
+def test_two_nodes_learn_as_two_processes_on_one(trained, cluster: Slurm, project: Path) -> None:
     found = losses(project)
     assert len(found) == STEPS
     snakemake(cluster, project, "one_node.yaml", "--until", "train")
@@ -234,10 +256,14 @@ def losses(project: Path) -> list[float]:
     return tables.read(project / "results/demo/train/history.parquet", "history")["loss"].to_pylist()
 
 
-def test_a_second_run_plans_nothing(history, cluster: Slurm, project: Path) -> None:
-    assert "Nothing to be done" in snakemake(cluster, project, "one_node.yaml", "--until", "train")
+@pytest.mark.long
+def test_a_second_run_submits_nothing(trained, cluster: Slurm, project: Path) -> None:
+    before = len(cluster.jobs())
+    snakemake(cluster, project, "one_node.yaml", "--until", "train")
+    assert len(accounted(cluster)) == before
 
 
+@pytest.mark.long
 def test_a_submit_command_does_as_well(cluster: Slurm, project: Path) -> None:
     config = small() | {"name": "generic"}
     config["ingest"]["train"] = {"docstrings": "results/generic/raw/train.jsonl"}
@@ -246,6 +272,5 @@ def test_a_submit_command_does_as_well(cluster: Slurm, project: Path) -> None:
     before = len(cluster.jobs())
     snakemake(cluster, project, "generic.yaml", "--until", "ingest", profile="generic")
     assert (project / "results/generic/ingest/pairs.parquet").is_file()
-    time.sleep(1)
-    demo, ingest = cluster.jobs()[before:]
+    demo, ingest = accounted(cluster)[before:]
     assert [megabytes(job["ReqMem"]) for job in (demo, ingest)] == [4000, 32000] and ingest["Partition"] == "cpu"

@@ -1,6 +1,7 @@
 # The wiring that all rules share, and what wildcards may stand for.
 
-WIRING = wire(config, workflow.overwrite_configfiles or workflow.configfiles)
+STORE = workflow.storage_settings.default_storage_provider
+WIRING = wire(config, workflow.overwrite_configfiles or workflow.configfiles, stored=STORE is not None)
 ENVIRONMENT = WIRING.environment
 # Two such jobs run side by side: one loads while the other computes.
 HALF = max(1, (workflow.cores or 2) // 2)
@@ -13,6 +14,9 @@ if (
     and "gpu" not in workflow.global_resources
 ):
     workflow.register_resource("gpu", len(gpus.visible()))
+
+if STORE == "s3":
+    see_folders_of_other_machines()
 
 
 wildcard_constraints:

@@ -23,7 +23,7 @@ rule weigh:
 rule merge:
     input:
         models=WIRING.merged,
-        weights=WIRING.weights,
+        weights=WIRING.merging_weights,
     output:
         directory("results/{run}/merge/model"),
     log:

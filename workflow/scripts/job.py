@@ -17,6 +17,7 @@ from retune.gpus import reserve
 from retune.runtime import start_job
 
 KEPT = ".kept"
+FOLDERS = ("HF_HOME", "HF_HUB_CACHE")  # variables that may hold a path from where Snakemake was started
 
 
 def start(snakemake) -> None:
@@ -24,11 +25,14 @@ def start(snakemake) -> None:
 
     Snakemake deletes the outputs of a job that is run again before it starts, and those of one that
     fails.  So that no good result is lost, each is kept, by links that take no space, until
-    the next good one.
+    the next good one; in an object store that is a matter of the bucket's versions.
     """
+    stored = settle(snakemake)
     start_job(snakemake.log[0], snakemake.threads)
     if (gpus := snakemake.resources.get("gpu")) is not None:  # the profile counts them
         reserve(gpus)
+    if stored:
+        return
     outputs, show = [Path(path) for path in snakemake.output], sys.excepthook
 
     def fail(*error) -> None:
@@ -39,6 +43,25 @@ def start(snakemake) -> None:
 
     sys.excepthook = fail
     atexit.register(keep, outputs)
+
+
+def settle(snakemake) -> bool:
+    """Go to where `results/` is: Snakemake stages the files of an object store under a folder of its own.
+
+    There every path of the config and of the plan leads where it says, as it does without a store.
+
+    Returns:
+        whether the results are in an object store.
+    """
+    folder = snakemake.output[0].rpartition(f"results/{snakemake.wildcards.run}/")[0]
+    if not folder:
+        return False
+    os.environ |= {name: os.path.abspath(os.environ[name]) for name in FOLDERS if name in os.environ}
+    for name in ("input", "output", "log"):
+        files = getattr(snakemake, name)
+        setattr(snakemake, name, type(files)(files, custom_map=lambda path: os.path.relpath(path, folder)))
+    os.chdir(folder)
+    return True
 
 
 def keep(outputs: list[Path]) -> None:
