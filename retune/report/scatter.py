@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from retune.data.baseline import BASE
 from retune.report import plots
-from retune.report.measures import BASE, Measure, Metrics, label
+from retune.report.measures import Measure, Metrics, label
 from retune.report.page import Html, count, cut, decimal, figure, plural
 from retune.report.spread import scan
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retune.report.measures import BASE, Difference, Measure, Metrics, cell, difference, judged, label
+from retune.data.baseline import BASE
+from retune.report.measures import Difference, Measure, Metrics, cell, difference, judged, label
 from retune.report.page import Html, Section, count, join, paragraph, probability, signed, table, tag
 
 
