@@ -48,7 +48,8 @@ TRAIN = from_section(
             "help": "Go on training the adapters of --raw_peft; --from_peft FOLDER stands for both, and --use_lora.",
         },
     },
-    leave=("args", "same_length_within_batch", "head_weights"),
+    # the lengths are those of the model here: it is trained with them alone
+    leave=("args", "same_length_within_batch", "head_weights", "query_max_length", "passage_max_length"),
 )  # fmt: skip
 
 
