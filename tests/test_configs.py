@@ -107,7 +107,7 @@ def m3_is_measured_by_head(results: Path, given: dict[str, Any], tuned: Embedder
     for head in runs:
         [mean] = [row["value"] for row in rows if row["query_id"] is None and row["model"] == f"tuned{head}"
                   and (row["measure"], row["cutoff"]) == ("nDCG", 10)]  # fmt: skip
-        shown = re.search(rf"tuned{re.escape(head)} · nDCG@10</span><b>([\d.]+)</b>", page)
+        shown = re.search(rf"tuned{re.escape(head)}</span><b>([\d.]+)</b>", page)
         assert shown and shown[1] == decimal(mean), head
         assert re.search(rf"Tuning \w+ nDCG@10{re.escape(head.replace('-', ' of ', 1))} on held ", page), head
     assert "Share of tokens that the sparse head weighs" in page and COLLAPSED not in page

@@ -19,7 +19,8 @@ sys.path.insert(0, {str(ROOT / "workflow/scripts")!r})
 from job import start
 
 outputs = [Path(path) for path in {OUTPUTS!r}]
-start(SimpleNamespace(log=["logs/x/train.log"], threads=1, resources={{}}, output=outputs))
+here = SimpleNamespace(run="x")
+start(SimpleNamespace(log=["logs/x/train.log"], threads=1, resources={{}}, output={OUTPUTS!r}, wildcards=here))
 for path in outputs:  # as Snakemake does before a job runs
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 """
