@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from flagembedding import ask, needs_flagembedding
 from plain import Plain
 from sentence_transformers import SentenceTransformer
 from test_train import job
@@ -188,13 +187,9 @@ np.savez(out, queries=model.encode_queries(texts), passages=model.encode_corpus(
 """
 
 
+@needs_flagembedding
 def test_flagembedding_gives_the_same_vectors(trained, tmp_path):
-    python = os.environ.get("RETUNE_FLAGEMBEDDING_PYTHON")
-    if not python:
-        pytest.skip("RETUNE_FLAGEMBEDDING_PYTHON names no interpreter with FlagEmbedding")
-    asked = json.dumps([str(trained / "model"), str(tmp_path / "out.npz"), TEXTS])
-    done = subprocess.run([python, "-c", THEIRS], input=asked, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    ask(THEIRS, str(trained / "model"), str(tmp_path / "out.npz"), TEXTS)
     theirs, ours = np.load(tmp_path / "out.npz"), load(trained / "model")
     np.testing.assert_allclose(ours.encode_queries(TEXTS), theirs["queries"], atol=1e-4)
     np.testing.assert_allclose(ours.encode_passages(TEXTS), theirs["passages"], atol=1e-4)

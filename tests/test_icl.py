@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from flagembedding import ask, needs_flagembedding
 from sentence_transformers import SentenceTransformer
 from test_train import job
 from tiny import WORDS, some_texts, tiny_decoder
@@ -270,13 +269,9 @@ np.savez(out, shown=shown, plain=model.encode_queries(texts), passages=model.enc
 """
 
 
+@needs_flagembedding
 def test_flagembedding_gives_the_same_vectors(trained, tmp_path):
-    python = os.environ.get("RETUNE_FLAGEMBEDDING_PYTHON")
-    if not python:
-        pytest.skip("RETUNE_FLAGEMBEDDING_PYTHON names no interpreter with FlagEmbedding")
-    asked = json.dumps([str(trained / "model"), str(tmp_path / "out.npz"), TEXTS, EXAMPLES])
-    done = subprocess.run([python, "-c", THEIRS], input=asked, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    ask(THEIRS, str(trained / "model"), str(tmp_path / "out.npz"), TEXTS, EXAMPLES)
     theirs = np.load(tmp_path / "out.npz")
     model = load(trained / "model")
     shown = load(trained / "model", query_instruction="Find", examples=EXAMPLES)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from flagembedding import ask, needs_flagembedding
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from test_train import job
@@ -196,13 +195,9 @@ np.savez(
 """
 
 
+@needs_flagembedding
 def test_flagembedding_gives_the_same_representations(trained, tmp_path):
-    python = os.environ.get("RETUNE_FLAGEMBEDDING_PYTHON")
-    if not python:
-        pytest.skip("RETUNE_FLAGEMBEDDING_PYTHON names no interpreter with FlagEmbedding")
-    asked = json.dumps([str(trained / "model"), str(tmp_path / "out.npz"), TEXTS])
-    done = subprocess.run([python, "-c", THEIRS], input=asked, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    ask(THEIRS, str(trained / "model"), str(tmp_path / "out.npz"), TEXTS)
     theirs, ours = np.load(tmp_path / "out.npz"), load(trained / "model").encode_heads(TEXTS, "passage")
     np.testing.assert_allclose(ours.dense, theirs["dense"], atol=1e-4)
     np.testing.assert_allclose(ours.colbert.values, theirs["colbert"], atol=1e-4)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from flagembedding import ask, needs_flagembedding
 from tiny import tiny_bert
 from toy import mrr, toy_tables
 
@@ -98,14 +99,10 @@ np.savez(out, queries=model.encode_queries(texts), passages=model.encode_corpus(
 """
 
 
+@needs_flagembedding
 def test_flagembedding_gives_the_same_vectors(trained, tmp_path):
-    python = os.environ.get("RETUNE_FLAGEMBEDDING_PYTHON")
-    if not python:
-        pytest.skip("RETUNE_FLAGEMBEDDING_PYTHON names no interpreter with FlagEmbedding")
     texts = tables.read(trained / "tables" / "texts.parquet", "texts")["text"].to_pylist()
-    asked = json.dumps([str(trained / "model"), str(tmp_path / "out.npz"), texts])
-    done = subprocess.run([python, "-c", THEIRS], input=asked, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    ask(THEIRS, str(trained / "model"), str(tmp_path / "out.npz"), texts)
     theirs = np.load(tmp_path / "out.npz")
     ours = Embedder.load(EmbedderConfig(model=str(trained / "model"), query_instruction="ba: "))
     np.testing.assert_allclose(ours.encode_queries(texts), theirs["queries"], atol=1e-4)
