@@ -29,7 +29,7 @@ from retune import tables
 from retune.config import ReportConfig
 from retune.data.funnel import Funnel
 from retune.report.costs import costs, duration, jobs
-from retune.report.measures import Metrics, difference, headline
+from retune.report.measures import Difference, Metrics, difference, headline, verdicts
 from retune.report.mining import share_above
 from retune.report.page import cut, escape, signed, table
 from retune.report.scatter import BUBBLES, bubbles
@@ -147,6 +147,23 @@ def test_no_gain_is_called_none(tmp_path: Path) -> None:
     text = (folder / "x.html").read_text()
     assert "not a significant difference with 24 queries" in text
     assert "a significant gain" not in text
+
+
+def test_a_difference_that_cannot_be_read_is_none() -> None:
+    values = {"base": {"value": 0.75061}, "tuned": {"value": 0.75048}, "merged": {"value": 0.74949}}
+    p_values = {"base": None, "tuned": 0.99, "merged": 0.6}
+    found = {
+        name: p and Difference(values[name]["value"] - 0.75061, -0.014, 0.014, p, 297) for name, p in p_values.items()
+    }
+    said = verdicts("manuals", "nDCG@10", values, found)
+    assert [text.partition(" (")[0] for text in said] == [
+        "Tuning lowered nDCG@10 on manuals from 0.751 to 0.750",
+        "Merging the tuned model with base lowered nDCG@10 on manuals from 0.751 to 0.749",
+    ]
+    values["tuned"]["value"] = 0.75055
+    assert verdicts("manuals", "nDCG@10", values, found)[0].startswith(
+        "Tuning left nDCG@10 on manuals at 0.751 (0.000,"
+    )
 
 
 def test_each_head_is_compared_with_base_by_the_same_head(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def headline(metrics: Metrics) -> Section | None:
         means = {model: metrics.mean(benchmark, model, measure) for model in models}
         guard = benchmark in metrics.guards
         parts += [paragraph(said, css="" if guard or place else "lede") for place, said in
-                  enumerate(_verdicts(benchmark, label(measure), means, found))]  # fmt: skip
+                  enumerate(verdicts(benchmark, label(measure), means, found))]  # fmt: skip
         parts.append(cards(_card(metrics, benchmark, model, measure) for model in models))
     same_head = " ranked by the same head" if any("-" in key[1] for key in metrics.means) else ""
     said = "In brackets: 95% bootstrap intervals over the queries. p: two-sided paired randomisation test against base"
@@ -155,15 +155,18 @@ def headline(metrics: Metrics) -> Section | None:
     return Section("result", "Result", join(parts))
 
 
-def _verdicts(benchmark: str, measure: str, means: Mapping, found: Mapping[str, Difference | None]) -> list[Html]:
+def verdicts(benchmark: str, measure: str, means: Mapping, found: Mapping[str, Difference | None]) -> list[Html]:
+    """A sentence on each model that is compared with base, one whose value reads the same as base's included."""
     said = []
     names = {"tuned": "Tuning", "merged": "Merging the tuned model with base"}
     for model, gain in found.items():
         if gain is None:
             continue
         base, (name, _, head) = means[baseline(model)], model.partition("-")
-        verb = "raised" if gain.mean > 0 else "lowered" if gain.mean < 0 else "left"
-        ends = f"from {decimal(base['value'])} to {decimal(means[model]['value'])}" if gain.mean else "as it was"
+        before, after = decimal(base["value"]), decimal(means[model]["value"])
+        same = before == after and not gain.real
+        verb = "left" if same else "raised" if gain.mean > 0 else "lowered"
+        ends = f"at {after}" if same else f"from {before} to {after}"
         verdict, css = judged(gain)
         said.append(join([
             f"{names.get(name, name)} {verb} {measure}{head and f' of {head}'} on {benchmark} {ends} ({gain}): ",
