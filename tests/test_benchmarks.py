@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import ir_measures
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hub import Hub, running
+from reported import make_metrics, make_training, write_run
 
 from retune import tables
-from retune.config import BenchmarkConfig
-from retune.data.hub import _chosen, parse
+from retune.config import BenchmarkConfig, ReportConfig
+from retune.data.hub import PINNED, _chosen, parse
+from retune.experiment import ConfigError, load
 from retune.runtime import UserError
 from retune.stages.ingest import benchmark
+from retune.stages.report import report
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
 NAMES = ("texts", "queries", "pairs")
 
 
@@ -147,6 +155,30 @@ def test_queries_whose_positives_are_not_in_the_corpus_are_named(tmp_path: Path,
     assert '1 of 3 queries are left out, as no positive of theirs is here: "q1"' in caplog.text
 
 
+def test_passages_that_are_not_in_the_corpus_make_no_denominator(tmp_path: Path) -> None:
+    """What the page on evaluation says: with a corpus that is not whole, more than trec_eval gives for the file."""
+    beir(tmp_path, ["q0\td0\t1", "q0\td8\t1", "q0\td9\t1", "q1\td9\t1"])
+    made = {name: tmp_path / f"out/{name}.parquet" for name in NAMES}
+    write_run(tmp_path / "run.parquet", {0: [1, 0]})  # d0 comes second
+    table = make_metrics(tmp_path, {"set": (made, {"base": tmp_path / "run.parquet"})})
+    means = pl.read_parquet(table).filter(pl.col("query_id").is_null(), pl.col("cutoff") == 10)
+    ours = dict(means.select("measure", "value").iter_rows())
+    qrels = list(ir_measures.read_trec_qrels(str(write(tmp_path / "qrels", ["q0 0 d0 1", "q0 0 d8 1", "q0 0 d9 1",
+                                                                           "q1 0 d9 1"]))))  # fmt: skip
+    run = [ir_measures.ScoredDoc("q0", "d1", 2.0), ir_measures.ScoredDoc("q0", "d0", 1.0)]
+    names = {"nDCG": "nDCG@10", "Recall": "R@10", "MAP": "AP@10", "MRR": "RR@10"}
+
+    def theirs(of: list) -> dict[str, float]:
+        found = ir_measures.calc_aggregate([ir_measures.parse_measure(name) for name in names.values()], of, run)
+        return {name: found[ir_measures.parse_measure(other)] for name, other in names.items()}
+
+    held = theirs([judgment for judgment in qrels if (judgment.query_id, judgment.doc_id) == ("q0", "d0")])
+    assert {name: ours[name] for name in names} == pytest.approx(held, abs=1e-9)
+    whole = theirs(qrels)  # q0 has three positives, and q1, which has none here, counts as 0
+    assert whole == pytest.approx({"nDCG": held["nDCG"] / (1 + held["nDCG"] + 0.5) / 2, "Recall": held["Recall"] / 6,
+                                   "MAP": held["MAP"] / 6, "MRR": held["MRR"] / 2})  # fmt: skip
+
+
 def test_positives_none_of_which_is_in_the_corpus_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"corpus\.jsonl: 0 of 2 positives are here, only documents judged 0"):
         beir(tmp_path, ["q0\td0\t0", "q0\td8\t1", "q1\td9\t1"])
@@ -163,16 +195,55 @@ def test_positives_none_of_which_is_in_the_corpus_are_an_error(tmp_path: Path) -
 def test_references() -> None:
     assert parse("hub:me/set@v1:data/*.parquet") == ("me/set", "v1", "data/*.parquet")
     assert parse("hub:me/set:train") == ("me/set", None, "train")
-    files = BenchmarkConfig(path="hub:BeIR/msmarco@abc", split="dev").files()
+    files = BenchmarkConfig(path="hub:BeIR/msmarco", split="dev").files()
     assert files == {
-        "queries": "hub:BeIR/msmarco@abc:queries", "corpus": "hub:BeIR/msmarco@abc:corpus",
+        "queries": "hub:BeIR/msmarco:queries", "corpus": "hub:BeIR/msmarco:corpus",
         "qrels": "hub:BeIR/msmarco-qrels:dev",
+    }  # fmt: skip
+    pinned = {"path": "hub:BeIR/msmarco@abc", "qrels": "hub:BeIR/msmarco-qrels@def"}
+    assert BenchmarkConfig(**pinned, split="dev").files() == {
+        "queries": "hub:BeIR/msmarco@abc:queries", "corpus": "hub:BeIR/msmarco@abc:corpus",
+        "qrels": "hub:BeIR/msmarco-qrels@def:dev",
     }  # fmt: skip
     found = BenchmarkConfig(format="msmarco", queries="hub:a/b", corpus="hub:a/c@1", split="dev").files()
     assert found == {"queries": "hub:a/b:dev", "corpus": "hub:a/c@1:train"}
     for wrong in ("hub:", "hub:set", "hub:a/b/c", "hub:a/b@"):
         with pytest.raises(ValueError, match="expected hub:<owner>/<name>"):
             BenchmarkConfig(format="msmarco", queries=wrong, corpus="c")
+
+
+def test_what_the_examples_take_from_the_hub_is_counted(tmp_path: Path) -> None:
+    """No commit is named there, so the counts are what another state is noticed by."""
+    configs = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs").glob("*.yaml"))]
+    found = {name: one for config in configs for name, one in config["evaluate"]["benchmarks"].items()
+             if any(str(place).startswith("hub:") for place in one.values())}  # fmt: skip
+    assert {"dev", "nfcorpus"} <= found.keys()
+    assert [name for name, one in found.items() if not {"n_queries", "n_passages"} <= one.keys()] == []
+    if DATA.exists():
+        read(tmp_path, **found["nfcorpus"] | {"path": str(DATA / "nfcorpus")})
+
+
+TWO = {"queries": "q.jsonl", "corpus": "c.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"format": "msmarco", "path": "set"} | TWO, "path: nothing is read from there with format msmarco"),
+        ({"format": "intel", "qrels": "qrels.tsv"} | TWO, "qrels: nothing is read from there with format intel"),
+        ({"format": "flag", "queries": "q.jsonl", "path": "set"}, "path: nothing is read from there with format flag"),
+        ({"path": "set", "qrels": "qrels.tsv"} | TWO, "path: nothing is read from there beside `queries`, `corpus`"),
+        ({"path": "hub:BeIR/x:sub"}, "path: a whole data set, without files; `queries`, `corpus` and"),
+        ({"path": "hub:BeIR/x@abc:sub", "qrels": "qrels.tsv"}, "path: a whole data set, without files"),
+        ({"path": "hub:BeIR/x@abc"}, "path: the judgments have a revision of their own; expected `qrels` too: "
+         "hub:BeIR/x-qrels@<revision>"),
+    ],
+)  # fmt: skip
+def test_places_that_say_too_much_or_too_little(given: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load({"embedder": {"model": "m"}, "ingest": {"train": "a.jsonl"}, "evaluate": {"benchmarks": {"set": given}}})
+    [line] = error.value.lines
+    assert line.startswith("evaluate.benchmarks.set: ") and message in line
 
 
 @pytest.mark.parametrize(
@@ -257,14 +328,32 @@ def test_beir_from_the_hub(hub: Hub, tmp_path: Path) -> None:
         pq.write_table(pa.Table.from_pylist(columns), folder / f"{name}/{name}-00000-of-00001.parquet")
     write(tmp_path / "qrels/validation.tsv", ["query-id\tcorpus-id\tscore", "q2\td1\t1"])
     write(tmp_path / "qrels/test.tsv", ["q1 0 d2 2"])
-    hub.add("BeIR/tiny", "v1", folder)
-    hub.add("BeIR/tiny-qrels", "v1", tmp_path / "qrels")
+    commit, judged = hub.add("BeIR/tiny", "v1", folder), hub.add("BeIR/tiny-qrels", "v1", tmp_path / "qrels")
     ask(hub, tmp_path, {"path": "hub:BeIR/tiny", "split": "dev"})
     assert vars(seen(tmp_path)) == {
         "texts": [("one", "d1"), ("two", "d2")], "queries": [("second", "q2")], "pairs": [(0, 0, 1)]
     }  # fmt: skip
     ask(hub, tmp_path, {"path": "hub:BeIR/tiny"})
     assert seen(tmp_path).pairs == [(0, 1, 2)]
+    # each table says which commits it is of, and so does the report
+    pinned = {
+        "queries": f"hub:BeIR/tiny@{commit}:queries", "corpus": f"hub:BeIR/tiny@{commit}:corpus",
+        "qrels": f"hub:BeIR/tiny-qrels@{judged}:test",
+    }  # fmt: skip
+    made = {name: tmp_path / f"out/{name}.parquet" for name in NAMES}
+    assert [json.loads(tables.metadata(path)[PINNED]) for path in made.values()] == [pinned] * 3
+    write_run(tmp_path / "base.parquet", {0: [1, 0]})
+    told = {"metrics": make_metrics(tmp_path, {"tiny": (made, {"base": tmp_path / "base.parquet"})})}
+    told |= make_training(tmp_path, 30) | {"benchmarks": {"tiny": made}}
+    report(run="x", inputs=told, out=tmp_path / "x.html", settings=ReportConfig())
+    shown = re.sub(r"</?code>", "", (tmp_path / "x.html").read_text())
+    said = ", ".join(f"{role} {reference}" for role, reference in pinned.items())
+    assert f"Read from the hub: {said}." in shown
+    # what they name is what is read again
+    again = {role: reference.rpartition(":")[0] for role, reference in pinned.items()}
+    ask(hub, tmp_path, {"path": again["corpus"], "qrels": again["qrels"]})
+    assert seen(tmp_path).pairs == [(0, 1, 2)]
+    assert [json.loads(tables.metadata(path)[PINNED]) for path in made.values()] == [pinned] * 3
 
 
 def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:

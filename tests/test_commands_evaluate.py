@@ -18,7 +18,7 @@ from tiny import some_texts, tiny_bert
 
 from retune import tables
 from retune.cli import main
-from retune.commands.benchmark import asked
+from retune.commands.benchmark import N_PASSAGES, N_QUERIES, asked
 from retune.commands.evaluate import FLAGS, INSTRUCTION
 from retune.commands.flags import parse
 from retune.config import EmbedderConfig
@@ -228,6 +228,8 @@ def test_trec_run_and_table_say_the_same(capsys, model, tmp_path) -> None:
         (["--path", "nowhere"], "--path: nowhere: no such file"),
         (["--batch_siz", "3"], "unknown flag --batch_siz; did you mean --batch_size?"),
         (["--k", "0"], "--k: "),
+        (["--qrels", "corpus.json", "--format", "msmarco"], "--qrels: nothing is read from there with format msmarco"),
+        (["--path", "hub:BeIR/x@v1"], "--path: the judgments have a revision of their own; expected `qrels` too"),
         (["--k", "many"], "--k: expected a whole number from 1 on, found 'many'"),
     ],
 )
@@ -254,6 +256,13 @@ CORPUS, QUERIES = "namespace-Pt/msmarco-corpus", "namespace-Pt/msmarco"
 def test_names_on_the_hub(words: list[str], corpus: str, queries: str) -> None:
     found = asked(parse("evaluate", FLAGS, "", words))
     assert (found.format, found.split, found.corpus, found.queries) == ("msmarco", "dev", corpus, queries)
+    itself = "v1" not in corpus
+    assert (found.n_passages, found.n_queries) == ((8_841_823, 6_980) if itself else (None, None))
+
+
+def test_other_queries_of_msmarco_have_another_number() -> None:
+    found = asked(parse("evaluate", FLAGS, "", ["--split", "train"]))
+    assert (found.n_passages, found.n_queries) == (8_841_823, None)
 
 
 def test_msmarco_itself_from_the_hub(model, tmp_path) -> None:
@@ -262,11 +271,16 @@ def test_msmarco_itself_from_the_hub(model, tmp_path) -> None:
     with running(tmp_path / "home") as hub:
         hub.add(CORPUS, "v1", tmp_path / "corpus")
         hub.add(QUERIES, "v1", tmp_path / "queries")
-        words = ["--encoder", model, "--add_instruction", "--vector_dtype", "float32", "--n_passages", str(len(TEXTS))]
-        done = subprocess.run(
-            [sys.executable, "-m", "retune", "evaluate", *words], env=hub.environment, cwd=tmp_path,
+        words = ["--encoder", model, "--add_instruction", "--vector_dtype", "float32"]
+        counted, half = ["--n_passages", str(len(TEXTS)), "--n_queries", str(N)], ["--n_passages", str(len(TEXTS))]
+        done, less, other = (subprocess.run(
+            [sys.executable, "-m", "retune", "evaluate", *words, *more], env=hub.environment, cwd=tmp_path,
             capture_output=True, text=True,
-        )  # fmt: skip
+        ) for more in (counted, half, []))  # fmt: skip
+    # MS MARCO itself has as many as the literature says, unless another number is asked for
+    assert f"14 queries with a positive, but --n_queries says {N_QUERIES:,}: another version, or" in less.stderr
+    assert f"60 passages, but --n_passages says {N_PASSAGES:,}: another version, or not" in other.stderr
+    assert (less.returncode, other.returncode) == (1, 1)
     assert done.returncode == 0, done.stderr
     printed = ast.literal_eval(done.stdout.strip().splitlines()[-1])
     assert printed == pytest.approx(by_loops(model, INSTRUCTION), abs=1e-12)

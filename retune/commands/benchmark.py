@@ -13,16 +13,21 @@ from retune.runtime import log
 from retune.sections.evaluation import HUB
 
 MSMARCO = {"corpus": "namespace-Pt/msmarco-corpus", "queries": "namespace-Pt/msmarco"}
+SECTION = "evaluate.benchmarks.benchmark"  # as messages of the stage call it
+DEV = "dev"
+N_PASSAGES, N_QUERIES = 8_841_823, 6_980  # of MS MARCO, and of its queries for development
 
 FLAGS = from_section(
-    "benchmark",
+    SECTION,
     BenchmarkConfig,
     "benchmark",
     {
         "format": {"shown": "msmarco; intel with --index_file_jsonl_path, beir with --path or --qrels"},
         "queries": {"names": ("query_data", "query_file_jsonl_path", "queries"), "shown": MSMARCO["queries"]},
         "corpus": {"names": ("corpus_data", "index_file_jsonl_path", "corpus"), "shown": MSMARCO["corpus"]},
-        "split": {"shown": "dev with msmarco, else test"},
+        "split": {"shown": f"{DEV} with msmarco, else test"},
+        "n_queries": {"shown": f"{N_QUERIES} with {MSMARCO['queries']} itself and its split {DEV}"},
+        "n_passages": {"shown": f"{N_PASSAGES} with {MSMARCO['corpus']} itself"},
     },
     leave=("guard",),
 )
@@ -43,12 +48,15 @@ def asked(given: Given) -> BenchmarkConfig:
     for role in ("queries", "corpus"):
         if form in ("msmarco", "intel") and not places[role]:
             raise given.mistake(role, "required, but not given: a file, or a data set on the hub")
-    split = given["split"] if given.typed("split") else "dev" if form == "msmarco" else "test"
+    split = given["split"] if given.typed("split") else DEV if form == "msmarco" else "test"
     fixed: dict[str, Any] = {role: _place(given, role, place) for role, place in places.items() if place}
     for role in ("path", "qrels"):
         if given[role]:
             fixed[role] = _place(given, role, given[role])
-    return given.section("benchmark", BenchmarkConfig, format=form, split=split, **fixed)
+    if form == "msmarco" and places == MSMARCO:
+        expected = {"n_passages": N_PASSAGES} | ({"n_queries": N_QUERIES} if split == DEV else {})
+        fixed |= {name: number for name, number in expected.items() if not given.typed(name)}
+    return given.section(SECTION, BenchmarkConfig, format=form, split=split, **fixed)
 
 
 def _place(given: Given, role: str, value: str) -> str:

@@ -145,7 +145,7 @@ class Given:
             text = "required, but not given"
         elif "found" not in text and not isinstance(error["input"], dict):
             text += f", found {error['input']!r}"
-        return f"{self.shown(flag.name) if flag else section}: {text}"
+        return f"{self.shown(flag.name) if flag else section.rpartition('.')[2]}: {text}"
 
     def in_flags(self, message: str) -> str:
         """A stage's message with the flags in place of the config keys which they set."""

@@ -16,8 +16,7 @@ import numpy as np
 from retune.config import BenchmarkConfig
 from retune.data import sources
 from retune.data.bytext import read_by_text, read_flag
-from retune.data.collection import SHOWN, expect, identified, missing, same
-from retune.data.hub import local
+from retune.data.collection import SHOWN, Files, expect, identified, missing, same
 from retune.data.qrels import Judgments, judgments
 from retune.data.rows import check_document
 from retune.data.store import Rows
@@ -29,9 +28,8 @@ def _quoted(keys: Iterable[str]) -> list[str]:
     return [f'"{key}"' for key in keys]
 
 
-def read_beir(settings: BenchmarkConfig, name: str, table: Mapping[str, Writer]) -> None:
+def read_beir(settings: BenchmarkConfig, files: Files, name: str, table: Mapping[str, Writer]) -> None:
     """BEIR: queries.jsonl {_id, text}, corpus.jsonl {_id, title, text}, qrels/<split>.tsv; TREC's forms likewise."""
-    files = {role: local(reference) for role, reference in settings.files().items()}
     first = {role: paths[0] for role, paths in files.items()}
     qrels = judgments(files["qrels"])
     judged = {document for grades in qrels.values() for document in grades}
@@ -127,7 +125,7 @@ def training_rows(folder: Path, split: str) -> Iterator[sources.Raw]:
             yield raw._replace(value={"query": raw.value.get("text"), "pos": positives, "neg": list(negatives)})
 
 
-FORMATS: dict[str, Callable[[BenchmarkConfig, str, Mapping[str, Writer]], None]] = {
+FORMATS: dict[str, Callable[[BenchmarkConfig, Files, str, Mapping[str, Writer]], None]] = {
     "beir": read_beir,
     "flag": read_flag,
     "msmarco": read_by_text,

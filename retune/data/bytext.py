@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retune.config import BenchmarkConfig
-from retune.data.collection import expect, missing, watched
-from retune.data.hub import local
+from retune.data.collection import Files, expect, missing, watched
 from retune.data.mistakes import BadRows
 from retune.data.rows import Mistake, check, check_document, columns_of
 from retune.data.sources import Raw
@@ -36,9 +35,8 @@ COLUMNS = {
 }
 
 
-def read_flag(settings: BenchmarkConfig, name: str, table: Mapping[str, Writer]) -> None:
+def read_flag(settings: BenchmarkConfig, files: Files, name: str, table: Mapping[str, Writer]) -> None:
     """FlagEmbedding's rows {query, pos, neg}; the corpus is the given one and all pos and neg, each text once."""
-    files = {role: local(reference) for role, reference in settings.files().items()}
     texts, queries, pairs = Texts(table["texts"], keyed=True), Rows(table["queries"]), Pairs(table["pairs"])
     bad = BadRows()
     for path, raw in watched(files["corpus"]) if "corpus" in files else ():
@@ -66,13 +64,12 @@ def read_flag(settings: BenchmarkConfig, name: str, table: Mapping[str, Writer])
         rows.flush()
 
 
-def read_by_text(settings: BenchmarkConfig, name: str, table: Mapping[str, Writer]) -> None:
+def read_by_text(settings: BenchmarkConfig, files: Files, name: str, table: Mapping[str, Writer]) -> None:
     """Rows {query, positive} and passages {content}, or what `COLUMNS` says of the format.
 
     A copy of a judged passage is left out, since both are the same answer; other passages stay as they are,
     so that a passage's `key` is its place in the corpus, from 0.
     """
-    files = {role: local(reference) for role, reference in settings.files().items()}
     columns, bad = COLUMNS[settings.format], BadRows()
     asked = _questions(files["queries"], columns, name, bad)
     row_of = dict.fromkeys((key for one in asked for key in one.positives), -1)

@@ -6,7 +6,7 @@ A file is JSONL, Parquet or, where its name says so, a TSV of ids and texts.  Kn
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from retune.data.rows import check_document
 from retune.runtime import UserError, log, progress
 
 SHOWN = 10
+
+Files = Mapping[str, Sequence[Path]]  # a benchmark's, by role: queries, corpus and qrels
 
 
 def watched(paths: Sequence[Path]) -> Iterator[tuple[Path, sources.Raw]]:

@@ -16,6 +16,8 @@ from retune.data.files import COMPRESSED, natural
 from retune.runtime import UserError, log
 from retune.sections.evaluation import HUB
 
+# In a table's metadata: {role: reference with the commit}, as JSON, of what it was made from.
+PINNED = "hub"
 # Of one collection in several forms, the first of these is read.
 SUFFIXES = (".parquet", ".jsonl", ".json", ".tsv", ".txt")
 # The hub's own names of a split beside those which papers use.
@@ -41,14 +43,21 @@ def parse(reference: str) -> Reference:
     return Reference(found[1], found[2], found[3])
 
 
-def local(reference: str) -> list[Path]:
+class Found(NamedTuple):
+    """Files on this machine and, of those from the hub, the reference that names the commit they are of."""
+
+    files: list[Path]
+    pinned: str | None
+
+
+def local(reference: str) -> Found:
     """The files behind a reference: those on this machine as they are, those of the hub downloaded once.
 
     Raises:
         UserError: where the hub has no such data set, revision or file, or cannot be reached.
     """
     if not reference.startswith(HUB):
-        return [Path(reference)]
+        return Found([Path(reference)], None)
     wanted = parse(reference)
     folder = _download(wanted)
     paths = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
@@ -56,9 +65,10 @@ def local(reference: str) -> list[Path]:
     if not files:
         known = _listed(wanted._replace(revision=folder.name))
         raise UserError(f"{wanted}: no such file among those of the data set: {', '.join(known) or 'none'}")
-    pinned = "" if wanted.revision else f"; to pin it, write {wanted._replace(revision=folder.name)}"
-    log.info("%s: %s of revision %s%s", reference, ", ".join(files[:3]), folder.name, pinned)
-    return [folder / file for file in files]
+    pinned = str(wanted._replace(revision=folder.name))
+    how = "" if wanted.revision else f"; to pin it, write {pinned}"
+    log.info("%s: %s of revision %s%s", reference, ", ".join(files[:3]), folder.name, how)
+    return Found([folder / file for file in files], pinned)
 
 
 def _words(files: str) -> tuple[str, ...]:

@@ -196,8 +196,8 @@ def interval(row: Mapping) -> str:
 # ---- all measures -------------------------------------------------------------------------------
 
 
-def metrics_section(metrics: Metrics) -> Section | None:
-    """A plot of the main measures and a table of all, for each benchmark."""
+def metrics_section(metrics: Metrics, origins: Mapping[str, Html]) -> Section | None:
+    """A plot of the main measures and a table of all, for each benchmark, below where that is from."""
     if not metrics.benchmarks:
         return None
     parts = []
@@ -205,6 +205,7 @@ def metrics_section(metrics: Metrics) -> Section | None:
         models, main = metrics.models(benchmark), metrics.main(benchmark)
         n = len(metrics.queries(benchmark, models[0], main[0])[0])
         parts.append(tag("h3", metrics.title(benchmark), f": {plural(n, 'judged query', 'judged queries')}"))
+        parts.append(origins.get(benchmark, ""))
         rows = [
             {"group": label(measure), "kind": model, **{key: row[key] for key in ("value", "low", "high")}}
             for measure in main

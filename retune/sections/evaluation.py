@@ -30,7 +30,7 @@ class BenchmarkConfig(Section):
     passages {context: [..]}."""
     path: Place = None
     """A BEIR folder: queries.jsonl, corpus.jsonl, qrels/<split>.tsv; or `hub:BeIR/<name>`, whose judgments are those of
-    `hub:BeIR/<name>-qrels`."""
+    `hub:BeIR/<name>-qrels`. With a revision, `hub:BeIR/<name>@<revision>`, `qrels` names that of the judgments."""
     queries: Place = None
     """File of queries, or a data set on the hub: `hub:<owner>/<name>[@<revision>][:<files>]`, where `<files>` is a glob
     or a word that the files' paths hold; `split` where not given."""
@@ -59,7 +59,25 @@ class BenchmarkConfig(Section):
             raise ValueError("expected `queries`: a file of rows {query, pos, neg}")
         if self.format in ("msmarco", "intel") and not (self.queries and self.corpus):
             raise ValueError("expected `queries` and `corpus`")
+        self._without_effect()
         return self
+
+    def _without_effect(self) -> None:
+        """Refuse a place that no file would be read from, and a hub's folder that does not say all that is needed."""
+        if self.format != "beir":
+            for key in ("path", "qrels"):
+                if getattr(self, key):
+                    raise ValueError(f"{key}: nothing is read from there with format {self.format}, only with beir")
+        if not self.path:
+            return
+        if self.queries and self.corpus and self.qrels:
+            raise ValueError("path: nothing is read from there beside `queries`, `corpus` and `qrels`")
+        repository, _, files = self.path.removeprefix(HUB).partition(":")
+        if self.path.startswith(HUB) and files:
+            raise ValueError("path: a whole data set, without files; `queries`, `corpus` and `qrels` can name those")
+        if self.path.startswith(HUB) and "@" in repository and not self.qrels:
+            judged = f"{HUB}{repository.partition('@')[0]}-qrels@<revision>"
+            raise ValueError(f"path: the judgments have a revision of their own; expected `qrels` too: {judged}")
 
     def files(self) -> dict[str, str]:
         """The benchmark's files by role: queries, corpus and qrels; a reference to the hub names its files."""
@@ -71,7 +89,7 @@ class BenchmarkConfig(Section):
             found = {
                 "queries": self.queries or (base if hub else f"{base}/queries.jsonl"),
                 "corpus": self.corpus or (base if hub else f"{base}/corpus.jsonl"),
-                "qrels": self.qrels or (f"{base.split('@')[0]}-qrels" if hub else f"{base}/qrels/{self.split}.tsv"),
+                "qrels": self.qrels or (f"{base}-qrels" if hub else f"{base}/qrels/{self.split}.tsv"),
             }
             words = {"queries": "queries", "corpus": "corpus", "qrels": self.split}
         return {role: _with_files(path, words[role]) for role, path in found.items() if path}

@@ -7,6 +7,7 @@ where anything is wrong, unless `on_bad_row` is `skip`.  Knows nothing of models
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from retune import tables
 from retune.config import BenchmarkConfig, DatasetConfig, IngestConfig
-from retune.data import benchmarks, sources
+from retune.data import benchmarks, hub, sources
 from retune.data.files import expand
 from retune.data.groups import Groups, choose_dev
 from retune.data.leakage import Excluded
@@ -223,10 +224,16 @@ def benchmark(settings: BenchmarkConfig, out: Mapping[str, Path | str], name: st
     Args:
         name: what the column `dataset` says.
 
+    What came from the hub is in the tables' metadata, with its commit.
+
     Raises:
         UserError: for unreadable files, wrong rows, ids given twice, or judgments that match no
             document or query.  No table is written then.
     """
+    found = {role: hub.local(reference) for role, reference in settings.files().items()}
+    pinned = {role: one.pinned for role, one in found.items() if one.pinned}
+    meta = {hub.PINNED: json.dumps(pinned)} if pinned else None
     with ExitStack() as stack:
-        table = {key: stack.enter_context(tables.writer(out[key], key)) for key in ("texts", "queries", "pairs")}
-        benchmarks.FORMATS[settings.format](settings, name, table)
+        table = {key: stack.enter_context(tables.writer(out[key], key, meta)) for key in ("texts", "queries", "pairs")}
+        files = {role: one.files for role, one in found.items()}
+        benchmarks.FORMATS[settings.format](settings, files, name, table)

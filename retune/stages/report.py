@@ -20,6 +20,7 @@ from retune.report.examples import examples
 from retune.report.measures import Metrics, headline, metrics_section
 from retune.report.merging import merging
 from retune.report.mining import mining
+from retune.report.origins import origin
 from retune.report.page import Html, Section, details, page, paragraph, plural, tag
 from retune.report.spread import scan
 from retune.report.training import curves, training
@@ -56,7 +57,7 @@ def report(
     metrics = Metrics(given["metrics"], guards) if "metrics" in given else None
     sections = [
         headline(metrics) if metrics else None,
-        metrics_section(metrics) if metrics else None,
+        metrics_section(metrics, _origins(given)) if metrics else None,
         variants(run, metrics, given["variants"]) if metrics and "variants" in given else None,
         _examples(metrics, given, settings.examples),
         data(given),
@@ -72,6 +73,10 @@ def report(
     with atomic(out) as part:
         part.write_text(text, encoding="utf-8")
     log.info("report: %s, %d sections, %.0f kB", out, len(found), len(text) / 1000)
+
+
+def _origins(given: Mapping[str, Any]) -> dict[str, Html]:
+    return {name: origin(files) for name, files in given.get("benchmarks", {}).items()}
 
 
 def _examples(metrics: Metrics | None, given: Mapping[str, Any], n: int) -> Section | None:
