@@ -229,6 +229,10 @@ def test_trec_run_and_table_say_the_same(capsys, model, tmp_path) -> None:
         (["--batch_siz", "3"], "unknown flag --batch_siz; did you mean --batch_size?"),
         (["--k", "0"], "--k: "),
         (["--qrels", "corpus.json", "--format", "msmarco"], "--qrels: nothing is read from there with format msmarco"),
+        (
+            ["--corpus_data", "corpus.json", "--query_data", "queries.json", "--format", "beir"],
+            "benchmark: expected `path`, or `queries`, `corpus` and `qrels`",
+        ),
         (["--path", "hub:BeIR/x@v1"], "--path: the judgments have a revision of their own; expected `qrels` too"),
         (["--k", "many"], "--k: expected a whole number from 1 on, found 'many'"),
     ],
