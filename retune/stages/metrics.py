@@ -38,21 +38,20 @@ def metrics(
 
     Args:
         runs: a run for (benchmark, model).
-        benchmarks: for each, at least its tables of `pairs`, the judgments, and of `texts`, the corpus.
+        benchmarks: for each, at least its table of `pairs`: the judgments.
         cutoffs: ranks at which each measure is taken.
         seed: of resampling.
         out: the table.
         levels: lowest grade of a relevant passage, by benchmark; 1 where not given.
 
     Raises:
-        UserError: if a benchmark has no positive, or its judgments, runs and texts are not of one benchmark.
+        UserError: if a benchmark has no positive, or none of its positives is in any of its runs.
     """
     with tables.writer(out, "metrics") as table, progress(len(runs), "metrics", "runs") as bar:
         for benchmark, files in benchmarks.items():
             pairs = tables.read(files["pairs"], "pairs", ["query_id", "text_id", "label"])
             columns = (pairs[name].to_numpy() for name in ("query_id", "text_id", "label"))
             judgments = measures.judge(*columns, (levels or {}).get(benchmark, 1))
-            _check(benchmark, files, judgments)
             values: dict[str, Values] = {}
             found = 0
             for model in (model for name, model in runs if name == benchmark):
@@ -60,26 +59,17 @@ def metrics(
                 found += _count_found(ranking, f"{benchmark}, {model}")
                 values[model] = measures.values(ranking, cutoffs)
                 bar.update()
-            if values and not found:
-                log.warning("%s: no run finds any positive, so that every measure is 0: that may be so, but it is also "
-                            "what qrels, queries and corpus of different sets look like", benchmark)  # fmt: skip
+            _check(benchmark, files["pairs"], judgments, found)
             for model, rows in _rows(values, judgments.query_ids, seed):
                 n = len(rows["value"])
                 table.write(rows | {"model": pa.repeat(model, n), "benchmark": pa.repeat(benchmark, n)})
 
 
 def _ranking(run: Path, judgments: measures.Judgments, what: str) -> measures.Ranking:
-    """The run beside the judgments; says how many queries one of them lacks.
-
-    Raises:
-        UserError: for a run that has queries, but none of the judged ones.
-    """
+    """The run beside the judgments; says which queries one of them lacks."""
     table = tables.read(run, "run", ["query_id", "text_id", "rank"])
     found, asked = np.unique(table["query_id"].to_numpy()), judgments.query_ids
-    lost = len(np.setdiff1d(asked, found))
-    if len(found) and lost == len(asked):  # a run without a row is that of a model that finds nothing
-        raise UserError(f"{run}: {what}: none of the {lost:,} judged queries is in this run; delete it and run again")
-    if lost:
+    if lost := len(np.setdiff1d(asked, found)):
         log.warning("%s: %d of %d judged queries have no passage in the run and count as 0", what, lost, len(asked))
     if unjudged := len(np.setdiff1d(found, asked)):
         log.warning("%s: %d queries of the run have no judgment and are left out", what, unjudged)
@@ -88,20 +78,19 @@ def _ranking(run: Path, judgments: measures.Judgments, what: str) -> measures.Ra
 
 def _count_found(ranking: measures.Ranking, what: str) -> int:
     found, total = int(ranking.relevant.sum()), int(ranking.judgments.n_relevant.sum())
-    tell = log.info if found else log.warning
+    tell = log.info if found else log.warning  # where no run found any, an error follows
     tell("%s: %d of %d positives found", what, found, total)
     return found
 
 
-def _check(benchmark: str, files: Mapping[str, Path], judgments: measures.Judgments) -> None:
-    """What can be told of judgments before any run is read: that there are positives, and that they can be found."""
-    pairs, texts = files["pairs"], files["texts"]
-    if not judgments.n_relevant.any():
+def _check(benchmark: str, pairs: Path, judgments: measures.Judgments, found: int) -> None:
+    total = int(judgments.n_relevant.sum())
+    if not total:
         raise UserError(f"{pairs}: benchmark {benchmark} has no positive judgment; check its qrels")
-    if beyond := int((judgments.text_ids >= tables.n_rows(texts)).sum()):
+    if not found:
         raise UserError(
-            f"{pairs}: {beyond:,} of {len(judgments.text_ids):,} judgments of benchmark {benchmark} are of passages "
-            f"that {texts} does not have: they are not of one benchmark; delete both and run again"
+            f"{pairs}: 0 of {total} positives found in any run of benchmark {benchmark}; the ids of its judgments and "
+            "of its queries and passages do not belong together: check that qrels, queries and corpus are of one set"
         )
     if without := int((judgments.n_relevant == 0).sum()):
         log.warning("%s: %d judged queries have no positive and count as 0", benchmark, without)
