@@ -134,10 +134,10 @@ def test_what_base_is_put_together_from_is_put_on_no_mixture(weights: dict) -> N
 
 
 def test_a_base_that_is_trained_here_has_no_revision() -> None:
-    raw = RAW | {"embedder": {"model": "m"}, "merge": {"weights": [0.5, 0.5]}}
-    second = {"embedder": {"model": "variant:x"}}
-    plan = Plan(load(raw | {"variants": {"second": second}}))
-    assert plan.settings(Node("x.second", "merge"))["revisions"] == [None, None]
+    plan = Plan(load(RAW | {"variants": {"second": {"embedder": {"model": "variant:x"}}}}))
+    assert plan.config("x.second").embedder.revision == "v1"  # of its own base
+    revisions = {run: plan.settings(Node(run, "merge"))["revisions"] for run in plan.runs}
+    assert revisions == {"x": ["v1", None], "x.second": [None, None]}
 
 
 # ---- guard sets ---------------------------------------------------------------------------------
