@@ -103,6 +103,7 @@ class Config(Section):
         if self.evaluate is not None:
             if "train" in self.evaluate.benchmarks:
                 raise ValueError("evaluate.benchmarks.train: the training texts are called so; expected another name")
+            self._check_guards()
             if self.evaluate.models is None:
                 self.evaluate.models = made
             for model in self.evaluate.models:
@@ -111,6 +112,15 @@ class Config(Section):
                     raise ValueError(f"evaluate.models: `{model}` needs the section `{stage}`, which is off")
             _complete_gate(self.evaluate)
         return self
+
+    def _check_guards(self) -> None:
+        """A search for merging weights tells guard sets by name from the queries that were set aside."""
+        dev = self.evaluate.benchmarks.get("dev")
+        if self.merge is not None and self.merge.search and dev is not None and dev.guard:
+            raise ValueError(
+                "evaluate.benchmarks.dev: merge.search calls the queries that are set aside so; expected another name "
+                "for a guard set"
+            )
 
     def _unmergeable(self) -> str | None:
         """Why the models of `merge` have no weights to be summed up one by one; None where they have."""

@@ -29,6 +29,7 @@ from retune.stages.weigh import by_examples, by_search, choose, grid
 
 N = 24
 EMBEDDER = EmbedderConfig(model="mixture")
+EMBEDDERS = [EMBEDDER] * 2
 ROWS = [
     {"query": "bar cost", "pos": ["bar cost din"], "neg": ["fun gelt", "hip lox lom"]},
     {"query": "mux gen", "pos": ["mux gen band"], "neg": ["bar cost din"]},
@@ -99,6 +100,12 @@ def test_a_guard_sets_queries_all_count(tmp_path, aside):
 def test_nothing_set_aside_is_said(tmp_path):
     with pytest.raises(UserError, match=r"ingest\.dev_fraction set no query aside"):
         trial.collections(toy_tables(tmp_path), {}, seed=1, queries=9, passages=9)
+
+
+def test_a_guard_set_without_a_passage_of_the_grade_that_counts_is_said(tmp_path, aside):
+    guard = toy_tables(tmp_path / "guard", 8, split=["test"] * 8)
+    with pytest.raises(UserError, match="held: no query has one of grade 2 or higher"):
+        trial.collections(aside, {"held": guard}, {"held": 2}, seed=1, queries=9, passages=9)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +183,7 @@ def test_the_config_says_how_mixtures_are_read(tmp_path, pair, aside):
 def test_weights_from_examples_are_the_functions(tmp_path, pair):
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     out = tmp_path / "weights.parquet"
-    by_examples(models=pair, examples=tmp_path / "few.jsonl", temperature=0.5, embedder=EMBEDDER, out=out)
+    by_examples(models=pair, examples=tmp_path / "few.jsonl", temperature=0.5, embedders=EMBEDDERS, out=out)
     rows = written(out)
     assert [row["weights"] for row in rows[:2]] == [[1, 0], [0, 1]]
     assert [row["measure"] for row in rows] == ["loss", "loss", None] and [row["chosen"] for row in rows] == [0, 0, 1]
@@ -195,7 +202,7 @@ def test_a_bad_example_is_named_with_its_line(tmp_path, pair):
     (tmp_path / "few.jsonl").write_text(json.dumps(ROWS[0]) + '\n{"query": "bar"}\n')
     with pytest.raises(UserError, match=r"few\.jsonl:2: pos: expected a list of strings, the column is missing"):
         by_examples(
-            models=pair, examples=tmp_path / "few.jsonl", temperature=5, embedder=EMBEDDER, out=tmp_path / "out"
+            models=pair, examples=tmp_path / "few.jsonl", temperature=5, embedders=EMBEDDERS, out=tmp_path / "out"
         )
     assert not (tmp_path / "out").exists()
 
@@ -206,7 +213,7 @@ def test_a_model_that_is_pooled_by_the_config(tmp_path, pair):
     for pooling in ("mean", "cls"):
         embedder = EMBEDDER.model_copy(update={"pooling": pooling})
         out = tmp_path / "weights.parquet"
-        by_examples(models=pair, examples=tmp_path / "few.jsonl", temperature=5, embedder=embedder, out=out)
+        by_examples(models=pair, examples=tmp_path / "few.jsonl", temperature=5, embedders=[embedder] * 2, out=out)
         losses.append(written(out)[0]["value"])
     assert losses[0] != losses[1] and Embedder.load(pair[0]).card.pooling == "mean"
 

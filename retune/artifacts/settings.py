@@ -131,17 +131,28 @@ def _train(plan: Plan, node: Node) -> Settings:
 
 
 def _weigh(plan: Plan, node: Node) -> Settings:
+    """`embedder` is how mixtures and models are read, but for what is base's alone, which `own` has for each model."""
     config = plan.config(node.run)
+    merge, benchmarks = config.merge, config.evaluate.benchmarks if config.evaluate else {}
     models = [model for model, _ in plan.merge_models(node.run)]
-    # whichever model is the embedder's own, it is one of `models` or means nothing here
-    embedder = _dump(config.embedder) | {"model": "mixture", "sha256": None}
-    return {"settings": _dump(config.merge) | {"models": models}, "embedder": embedder, "seed": config.seed}
+    base = plan.embedder(node.run, "base")
+    parts = ("config_name", "tokenizer_name")  # elsewhere: a mixture has its own
+    own = {key: base[key] for key in ("revision", *(() if merge.search else parts))}
+    graded = merge.search and not merge.search.measure.startswith("nDCG")  # which takes the grades as they are
+    return {
+        "settings": _dump(merge) | {"models": models}, "seed": config.seed,
+        "embedder": base | dict.fromkeys(("revision", "sha256", "peft_path", *parts)) | {"model": "mixture"},
+        "own": [own if name == "base" else {} for name in merge.models],
+        "levels": {name: benchmarks[name].relevant_from for name in plan.guards(node.run)} if graded else {},
+    }  # fmt: skip
 
 
 def _merge(plan: Plan, node: Node) -> Settings:
     config = plan.config(node.run)
     models = [model for model, _ in plan.merge_models(node.run)]
-    return {"settings": {"models": models, "weights": config.merge.weights}, "revision": config.embedder.revision}
+    settings = {"models": models, "weights": config.merge.weights}
+    of_base = plan.embedder(node.run, "base")["revision"]  # of its repository, and of no other
+    return {"settings": settings, "revisions": [of_base if name == "base" else None for name in config.merge.models]}
 
 
 def _card(plan: Plan, node: Node) -> Settings:

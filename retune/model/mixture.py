@@ -17,7 +17,7 @@ from retune.runtime import UserError, atomic, log, progress
 
 
 def mix(
-    models: Sequence[str | Path], weights: Sequence[float], out: Path, revision: str | None = None,
+    models: Sequence[str | Path], weights: Sequence[float], out: Path, revisions: Sequence[str | None] | None = None,
     donor: int | None = None,
 ) -> None:  # fmt: skip
     """Write the weighted sum of `models` as a checkpoint folder.
@@ -26,7 +26,7 @@ def mix(
         models: folders, hub ids or `package:<python package>`.
         weights: one for each model; a model of weight 0 is compared, but not read.
         out: the folder, replaced as a whole.
-        revision: of the hub ids among `models`.
+        revisions: branch, tag or commit of each model that is a hub id; the newest state of each where not given.
         donor: place of the model whose configuration, tokenizer, prompts and modules it gets; the last one whose
             weight is not 0 where not given.
 
@@ -34,7 +34,7 @@ def mix(
         UserError: for models that do not fit together (all differences at once), and for sums that are not finite.
     """
     check_weights(models, weights)
-    folders = [checkpoint.resolve(model, revision) for model in models]
+    folders = [checkpoint.resolve(*one) for one in zip(models, revisions or [None] * len(models), strict=True)]
     names = [str(model) for model in models]
     if donor is None:
         donor = max(index for index, weight in enumerate(weights) if weight)

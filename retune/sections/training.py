@@ -184,7 +184,8 @@ class SearchConfig(Section):
     measure: Annotated[str, Field(pattern=r"^(nDCG|MRR|Recall|MAP|P|Hit)@[1-9][0-9]*$")] = "nDCG@10"
     """What the queries that were set aside (`ingest.dev_fraction`) shall gain most of."""
     max_guard_loss: Annotated[float, Field(ge=0)] = 0.01
-    """What each guard set (a benchmark with `guard: true`) may lose of it, against the first of `models`."""
+    """What each guard set (a benchmark with `guard: true`; its `relevant_from` holds) may lose of it, against the first
+    of `models`. None may be called `dev`, as the queries that were set aside are."""
     queries: Annotated[int, Field(ge=1)] = 1000
     """Queries of the dev set and of each guard set at most, drawn with the seed."""
     passages: Annotated[int, Field(ge=1)] = 10000
@@ -199,7 +200,8 @@ class SearchConfig(Section):
 
 class MergeConfig(Section):
     models: Annotated[list[str], Field(min_length=1)] = ["base", "tuned"]
-    """`base`, `tuned`, folders, hub ids, `package:…` or `variant:<name>`."""
+    """`base`, `tuned`, folders, hub ids, `package:…` or `variant:<name>`. `embedder.revision` is that of `base`; a hub
+    id here stands for its newest state."""
     weights: list[float] | None = None
     """One weight a model; equal ones where neither they nor `examples` nor `search` are given."""
     examples: str | None = None

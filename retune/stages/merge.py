@@ -13,19 +13,20 @@ from retune.model.mixture import mix
 
 
 def merge(
-    *, models: Sequence[str | Path], weights: Sequence[float] | Path, out: Path, revision: str | None = None
-) -> None:
+    *, models: Sequence[str | Path], weights: Sequence[float] | Path, out: Path,
+    revisions: Sequence[str | None] | None = None,
+) -> None:  # fmt: skip
     """Write the weighted sum of `models` as a checkpoint folder; configuration, tokenizer, prompts and modules are
     those of the last model whose weight is not 0.
 
     Args:
         weights: one for each model, or a table `weights` that has them.
-        models, out, revision: see `mixture.mix`.
+        models, out, revisions: see `mixture.mix`.
 
     Raises:
         UserError: for models that do not fit together (all differences at once), and for sums that are not finite.
     """
-    mix(models, _chosen(weights) if isinstance(weights, Path) else weights, out, revision)
+    mix(models, _chosen(weights) if isinstance(weights, Path) else weights, out, revisions)
 
 
 def _chosen(path: Path) -> list[float]:

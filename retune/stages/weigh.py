@@ -24,15 +24,15 @@ Row = dict[str, Any]
 
 
 def by_examples(
-    *, models: Sequence[str | Path], examples: Path, temperature: float, embedder: EmbedderConfig, out: Path
+    *, models: Sequence[str | Path], embedders: Sequence[EmbedderConfig], examples: Path, temperature: float, out: Path
 ) -> None:
     """Write the table `weights` with the loss of each model and the weights that follow.
 
     Args:
         models: folders, hub ids or `package:<python package>`.
+        embedders: how each of them makes vectors of texts, and its revision; their `model` does not count.
         examples: a file of rows {query, pos, neg}.
         temperature: losses are divided by it.
-        embedder: how texts become vectors; its model does not count.
 
     Raises:
         UserError: for rows of another form and models that cannot be loaded.
@@ -40,7 +40,7 @@ def by_examples(
     from retune.data.examples import read
     from retune.training.appraisal import Limits, losses, shares
 
-    found = losses(models, "encoder", read(examples), Limits(embedder=embedder))
+    found = losses(models, "encoder", read(examples), Limits(), embedders)
     alone = np.eye(len(models)).tolist()
     rows = [_row(i, alone[i], EXAMPLES, "loss", loss) for i, loss in enumerate(found)]
     chosen = shares(found, temperature)
@@ -51,6 +51,7 @@ def by_examples(
 def by_search(
     *, models: Sequence[str | Path], aside: Mapping[str, Path], guards: Mapping[str, Mapping[str, Path]],
     settings: SearchConfig, embedder: EmbedderConfig, seed: int, out: Path,
+    revisions: Sequence[str | None] | None = None, levels: Mapping[str, int] | None = None,
 ) -> None:  # fmt: skip
     """Write the table `weights` with the measure of every mixture of a grid, and which one is taken.
 
@@ -58,8 +59,10 @@ def by_search(
         models: see `by_examples`.
         aside: tables texts, queries and pairs with the queries that were set aside.
         guards: {name: the same tables of a guard set}.
-        embedder: how texts become vectors; its model does not count.
+        embedder: how mixtures make vectors of texts; its model does not count.
         seed: of the draws of queries and passages.
+        revisions: see `mixture.mix`.
+        levels: lowest grade of a relevant passage, by guard set; 1 where not given.
 
     Raises:
         UserError: if no query was set aside, or models do not fit together.
@@ -68,7 +71,8 @@ def by_search(
     from retune.model.embedder import Embedder
     from retune.model.mixture import mix
 
-    found = collections(aside, guards, seed=seed, queries=settings.queries, passages=settings.passages)
+    levels = levels or {}
+    found = collections(aside, guards, levels, seed=seed, queries=settings.queries, passages=settings.passages)
     mixtures, rows = grid(len(models), settings.step), []
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -77,10 +81,11 @@ def by_search(
     ):
         made = Path(scratch) / "model"
         for place, weights in enumerate(mixtures):
-            mix(models, weights, made, embedder.revision)
-            mixture = Embedder.load(embedder.model_copy(update={"model": str(made), "revision": None, "sha256": None}))
+            mix(models, weights, made, revisions)
+            mixture = Embedder.load(embedder.model_copy(update={"model": str(made)}))
             for name, collection in found.items():
-                rows.append(_row(place, weights, name, settings.measure, value(mixture, collection, settings.measure)))
+                reached = value(mixture, collection, settings.measure, levels.get(name, 1))
+                rows.append(_row(place, weights, name, settings.measure, reached))
             said = ", ".join(f"{row['collection']} {row['value']:.4f}" for row in rows[-len(found) :])
             log.info("%s: %s of %s", _shown(models, weights), settings.measure, said)
             bar.update()

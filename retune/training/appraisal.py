@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +147,15 @@ LOSSES: dict[str, Callable[[str | Path, Sequence, Limits], float]] = {
 
 
 def losses(
-    models: Sequence[str | Path], model_type: str, rows: Sequence[tuple[str, Any]], limits: Limits
-) -> list[float]:
+    models: Sequence[str | Path], model_type: str, rows: Sequence[tuple[str, Any]], limits: Limits,
+    embedders: Sequence[EmbedderConfig] | None = None,
+) -> list[float]:  # fmt: skip
     """Loss of each model on the examples; one model after the other is in memory.
 
     Args:
         model_type: `encoder`, `decoder` or `reranker`.
         rows: (where it stands, value) of each example: {query, pos, neg}, or {input, output} for decoders.
+        embedders: how each encoder is used; as its checkpoint says where not given.
 
     Raises:
         UserError: for rows of another form, models that cannot be loaded, and losses that are not finite.
@@ -161,8 +163,8 @@ def losses(
     examples = completions(rows) if model_type == "decoder" else groups(rows, limits.neg_number)
     found = []
     with progress(len(models), "examples", "models") as bar:
-        for model in models:
-            loss = LOSSES[model_type](model, examples, limits)
+        for model, embedder in zip(models, embedders or [limits.embedder] * len(models), strict=True):
+            loss = LOSSES[model_type](model, examples, replace(limits, embedder=embedder))
             if not math.isfinite(loss):
                 raise UserError(f"merge: {model}: its loss on the examples is {loss}")
             log.info("%s: loss %.4f on %d examples", model, loss, len(examples))

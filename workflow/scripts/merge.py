@@ -11,4 +11,4 @@ from retune.stages.merge import merge
 job = snakemake.params.settings
 settings = job["settings"]
 weights = Path(snakemake.input.weights) if snakemake.input.weights else settings["weights"]
-merge(models=settings["models"], weights=weights, out=Path(snakemake.output[0]), revision=job["revision"])
+merge(models=settings["models"], weights=weights, out=Path(snakemake.output[0]), revisions=job["revisions"])
