@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from flagembedding import ask, needs_flagembedding
+from safetensors.torch import load_file
 from tiny import tiny_bert
 from toy import mrr, toy_tables
 
@@ -268,6 +269,20 @@ def test_harmless_arguments_are_accepted(base, tmp_path):
             "dataloader_num_workers": 1, "save_strategy": "epoch", "activation_checkpointing": True}  # fmt: skip
     train(**job(tmp_path, base, toy_tables(tmp_path / "tables"), args))
     assert [row["step"] for row in history(tmp_path)] == [2]
+
+
+def test_noise_on_the_embeddings_is_the_same_in_chunks(tmp_path):
+    """`neftune_noise_alpha` changes what is learnt; activations that are computed again meet the same noise."""
+    base = tiny_bert(tmp_path / "base", dropout=0.0)
+    paths, learnt = toy_tables(tmp_path / "tables"), {}
+    for name, noise, kept in (("plain", None, False), ("noisy", 5.0, False), ("cached", 5.0, True)):
+        args = {"max_steps": 2, "neftune_noise_alpha": noise}
+        train(**job(tmp_path / name, base, paths, args, grad_cache=kept, max_tokens_per_batch=128))
+        learnt[name] = load_file(tmp_path / name / "model" / "model.safetensors")
+    apart = max((learnt["noisy"][name] - weight).abs().max().item() for name, weight in learnt["plain"].items())
+    assert apart > 1e-5
+    for name, weight in learnt["noisy"].items():
+        torch.testing.assert_close(learnt["cached"][name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_names_the_queries(base, tmp_path, monkeypatch):
