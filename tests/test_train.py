@@ -296,6 +296,12 @@ def test_a_loss_that_is_not_finite_names_the_queries(base, tmp_path, monkeypatch
     [
         ({"use_inbatch_neg": False}, {}, {}, "nothing but its positive"),
         ({}, {"per_device_train_batch_size": 1}, {}, "nothing but its positive"),
+        (
+            {"same_dataset_within_batch": True},
+            {},
+            {"dataset": ["a"] * 4 + ["b"] * 4, "batch_size": [None] * 4 + [1] * 4},
+            r"ingest\.train: the batch_size 1 of b leaves its queries nothing but their positives",
+        ),
         ({}, {}, {"in_batch_negatives": [True] * 3 + [False] * 5}, r"toy\.jsonl:4: in_batch_negatives"),
     ],
 )
@@ -303,6 +309,13 @@ def test_one_candidate_a_query_is_refused(base, tmp_path, settings, args, change
     paths = toy_tables(tmp_path / "tables", 8, **changed)
     with pytest.raises(UserError, match=message):
         train(**job(tmp_path, base, paths, args, train_group_size=1, **settings))
+
+
+def test_no_query_left_names_the_threshold(base, tmp_path):
+    paths = toy_tables(tmp_path / "tables", 8)
+    homogeneous = {"same_dataset_within_batch": True, "small_threshold": 10, "drop_threshold": 9}
+    with pytest.raises(UserError, match=r"^train\.drop_threshold: 9 leaves none of the 8 training queries"):
+        train(**job(tmp_path, base, paths, **homogeneous))
 
 
 def test_pairs_alone_train_with_in_batch_negatives(base, tmp_path):
