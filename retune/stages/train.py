@@ -77,7 +77,10 @@ def _train(
 
     places = Outputs(*(Path(path) for path in outputs.values()))
     aside = _set_aside(files, settings, seed)
-    arguments = training_arguments(settings.args, places.checkpoints, seed, embedder.dtype, dev=aside is not None)
+    patience = settings.early_stopping_patience
+    arguments = training_arguments(
+        settings.args, places.checkpoints, seed, embedder.dtype, dev=aside is not None, patience=patience
+    )
     data = candidates.load(
         files["texts"], files["queries"], files["pairs"], group_size=settings.train_group_size, seed=seed,
         bins=files["bins"], drop_longer_than=drop_longer_than, scored=settings.knowledge_distillation,
@@ -102,7 +105,6 @@ def _train(
         task = EmbedderTask(model, recipe, keep)
     else:
         task = UnifiedTask(model, unified(settings, recipe), keep)
-    patience = settings.early_stopping_patience
     save = partial(trainable.save, model, training=settings)
     run(task, arguments, dataset, collate, places, save, dev=dev, patience=patience, order=order)
 
