@@ -120,6 +120,11 @@ def test_mistakes_name_the_section(trained):
         fit(**paths, **job(trained / "wrong", {"learning_rat": 1}))
 
 
+def test_nothing_held_back_is_nothing_to_stop_by(trained):
+    with pytest.raises(UserError, match=r"reranker\.fit\.early_stopping_patience: .*; set reranker\.fit\.dev_queries"):
+        fit(**files(trained), **job(trained / "wrong", early_stopping_patience=2))
+
+
 # ---- other losses, adapters, queries held back --------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from flagembedding import ask, needs_flagembedding
+from safetensors.torch import load_file
 from tiny import tiny_bert
 from toy import mrr, toy_tables
 
@@ -270,6 +271,20 @@ def test_harmless_arguments_are_accepted(base, tmp_path):
     assert [row["step"] for row in history(tmp_path)] == [2]
 
 
+def test_noise_on_the_embeddings_is_the_same_in_chunks(tmp_path):
+    """`neftune_noise_alpha` changes what is learnt; activations that are computed again meet the same noise."""
+    base = tiny_bert(tmp_path / "base", dropout=0.0)
+    paths, learnt = toy_tables(tmp_path / "tables"), {}
+    for name, noise, kept in (("plain", None, False), ("noisy", 5.0, False), ("cached", 5.0, True)):
+        args = {"max_steps": 2, "neftune_noise_alpha": noise}
+        train(**job(tmp_path / name, base, paths, args, grad_cache=kept, max_tokens_per_batch=128))
+        learnt[name] = load_file(tmp_path / name / "model" / "model.safetensors")
+    apart = max((learnt["noisy"][name] - weight).abs().max().item() for name, weight in learnt["plain"].items())
+    assert apart > 1e-5
+    for name, weight in learnt["noisy"].items():
+        torch.testing.assert_close(learnt["cached"][name], weight, rtol=1e-4, atol=1e-5)
+
+
 def test_a_loss_that_is_not_finite_names_the_queries(base, tmp_path, monkeypatch):
     monkeypatch.setattr(Recipe, "__call__", lambda self, queries, *_: queries.sum() * float("nan"))
     with pytest.raises(UserError, match=r"the loss is nan at step 1; queries of the batch: toy\.jsonl:\d+, "):
@@ -281,6 +296,12 @@ def test_a_loss_that_is_not_finite_names_the_queries(base, tmp_path, monkeypatch
     [
         ({"use_inbatch_neg": False}, {}, {}, "nothing but its positive"),
         ({}, {"per_device_train_batch_size": 1}, {}, "nothing but its positive"),
+        (
+            {"same_dataset_within_batch": True},
+            {},
+            {"dataset": ["a"] * 4 + ["b"] * 4, "batch_size": [None] * 4 + [1] * 4},
+            r"ingest\.train: the batch_size 1 of b leaves its queries nothing but their positives",
+        ),
         ({}, {}, {"in_batch_negatives": [True] * 3 + [False] * 5}, r"toy\.jsonl:4: in_batch_negatives"),
     ],
 )
@@ -288,6 +309,13 @@ def test_one_candidate_a_query_is_refused(base, tmp_path, settings, args, change
     paths = toy_tables(tmp_path / "tables", 8, **changed)
     with pytest.raises(UserError, match=message):
         train(**job(tmp_path, base, paths, args, train_group_size=1, **settings))
+
+
+def test_no_query_left_names_the_threshold(base, tmp_path):
+    paths = toy_tables(tmp_path / "tables", 8)
+    homogeneous = {"same_dataset_within_batch": True, "small_threshold": 10, "drop_threshold": 9}
+    with pytest.raises(UserError, match=r"^train\.drop_threshold: 9 leaves none of the 8 training queries"):
+        train(**job(tmp_path, base, paths, **homogeneous))
 
 
 def test_pairs_alone_train_with_in_batch_negatives(base, tmp_path):

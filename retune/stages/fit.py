@@ -44,8 +44,9 @@ def fit(
         UserError: for settings or data that cannot be trained on, and for a run that goes wrong.
     """
     settings, places = reranker.fit, Outputs(Path(state), Path(model_out), Path(history_out))
-    aside = settings.dev_queries
-    arguments = training_arguments(settings.args, places.checkpoints, seed, reranker.dtype, SECTION, aside > 0)
+    aside, patience = settings.dev_queries, settings.early_stopping_patience
+    dtype = reranker.dtype
+    arguments = training_arguments(settings.args, places.checkpoints, seed, dtype, SECTION, aside > 0, patience)
     most = settings.max_queries + aside if settings.max_queries else None
     data = candidates.load(texts, queries, pairs, group_size=settings.train_group_size, seed=seed, max_queries=most)
     data, held = data.hold_back(aside, seed)
@@ -68,7 +69,6 @@ def fit(
     data_seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
     dataset = GroupDataset(data, settings.train_group_size, data_seed)
     task = RerankerTask(model, WhatFits(), settings.loss)
-    patience = settings.early_stopping_patience
     run(task, arguments, dataset, collate, places, partial(_save, model), SECTION, dev, patience)
 
 

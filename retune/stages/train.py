@@ -77,13 +77,17 @@ def _train(
 
     places = Outputs(*(Path(path) for path in outputs.values()))
     aside = _set_aside(files, settings, seed)
-    arguments = training_arguments(settings.args, places.checkpoints, seed, embedder.dtype, dev=aside is not None)
+    patience = settings.early_stopping_patience
+    arguments = training_arguments(
+        settings.args, places.checkpoints, seed, embedder.dtype, dev=aside is not None, patience=patience
+    )
     data = candidates.load(
         files["texts"], files["queries"], files["pairs"], group_size=settings.train_group_size, seed=seed,
         bins=files["bins"], drop_longer_than=drop_longer_than, scored=settings.knowledge_distillation,
     )  # fmt: skip
     sizes = _group_sizes(settings, data)
-    preflight.check_candidates(settings, arguments.per_device_train_batch_size, arguments.world_size, data)
+    order = order_of(settings, data, arguments.per_device_train_batch_size)
+    preflight.check_candidates(settings, order, arguments.world_size, data)
     chosen = {"settings": settings.model_dump(mode="json"), "embedder": embedder.model_dump(mode="json"), "seed": seed}
     chosen |= {"drop_longer_than": drop_longer_than, "processes": arguments.world_size}
     claim(places.state, content_key(chosen, list(files.values()), parts.locate(embedder).folders, __file__))
@@ -101,8 +105,6 @@ def _train(
         task = EmbedderTask(model, recipe, keep)
     else:
         task = UnifiedTask(model, unified(settings, recipe), keep)
-    order = order_of(settings, data, arguments.per_device_train_batch_size)
-    patience = settings.early_stopping_patience
     save = partial(trainable.save, model, training=settings)
     run(task, arguments, dataset, collate, places, save, dev=dev, patience=patience, order=order)
 

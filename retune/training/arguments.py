@@ -53,7 +53,7 @@ ON_DEV = {
 
 def training_arguments(
     given: dict[str, Any], checkpoints: Path, seed: int, dtype: str = "auto", section: str = "train.args",
-    dev: bool = False,
+    dev: bool = False, patience: int | None = None,
 ) -> TrainingArguments:  # fmt: skip
     """TrainingArguments of a run.
 
@@ -64,12 +64,13 @@ def training_arguments(
         dtype: of the model's section; `auto` computes in bfloat16 where the hardware has it.
         section: config key named in messages.
         dev: whether there are queries to evaluate on.
+        patience: evaluations without a better one after which training stops.
 
     Raises:
         UserError: for arguments that are unknown, refused or at odds with each other.
     """
     known = {field.name: field.default for field in fields(TrainingArguments)}
-    given = dict(given)
+    given = {name: _strategy(name, value) for name, value in given.items()}
     if "warmup_ratio" in given and "warmup_ratio" not in known:  # the same thing until transformers 5
         given["warmup_steps"] = given.pop("warmup_ratio")
     for name, reason in REFUSED.items():
@@ -77,13 +78,11 @@ def training_arguments(
             raise UserError(f"{section}.{name}: {reason}; leave it out")
         given.pop(name, None)
     _check_deepspeed(given.get("deepspeed"), section)
-    for name in ("eval_strategy", "load_best_model_at_end"):
-        if not dev and given.get(name) not in (None, False, "no"):
-            raise UserError(f"{section}.{name}: there is no evaluation during training; leave it out")
+    _check_evaluation(given, section, dev, patience)
     device = best_device()
     chosen = (
         DEFAULTS
-        | (_on_dev(given) if dev else {})
+        | (_on_dev(given, section) if dev else {})
         | {"seed": seed, "remove_unused_columns": False, "logging_nan_inf_filter": False}
     )
     if device.type == "cpu":
@@ -101,13 +100,49 @@ def training_arguments(
     return arguments
 
 
-def _on_dev(given: dict[str, Any]) -> dict[str, Any]:
-    """The defaults of `ON_DEV`, with evaluations where checkpoints are wanted."""
+def _strategy(name: str, value: Any) -> Any:
+    """YAML reads a bare `no` as false; make it the word that was meant."""
+    return "no" if value is False and name.endswith("_strategy") else value
+
+
+def _check_evaluation(given: dict[str, Any], section: str, dev: bool, patience: int | None) -> None:
+    """Raise a UserError for what evaluations are asked to do where there are none, or for a measure that is not made.
+
+    Its arguments are those of `training_arguments`.
+    """
+    owner = section.rpartition(".")[0]
+    for name in ("eval_strategy", "eval_on_start", "load_best_model_at_end"):
+        if not dev and given.get(name) not in (None, False, "no"):
+            raise UserError(f"{section}.{name}: there is no evaluation during training; leave it out")
+    if patience and not dev:
+        raise UserError(
+            f"{owner}.early_stopping_patience: no queries are set aside to stop by; set {owner}.dev_queries above 0"
+        )
+    if patience and given.get("eval_strategy") == "no":
+        raise UserError(
+            f"{section}.eval_strategy: no leaves {owner}.early_stopping_patience nothing to stop by; leave one out"
+        )
+    measure = given.get("metric_for_best_model", "dev")
+    if dev and measure not in ("dev", "eval_dev"):
+        raise UserError(
+            f"{section}.metric_for_best_model: expected dev, the one measure on the queries set aside, found {measure}"
+        )
+
+
+def _on_dev(given: dict[str, Any], section: str) -> dict[str, Any]:
+    """The defaults of `ON_DEV`, with evaluations where checkpoints are wanted; without these, no best one is kept."""
     if given.get("eval_strategy") == "no":
+        log.warning("%s.eval_strategy: no: the queries set aside are not looked at; the last step is kept", section)
         return {}
-    strategy = given.get("eval_strategy", given.get("save_strategy", ON_DEV["eval_strategy"]))
+    saved = given.get("save_strategy", ON_DEV["eval_strategy"])
+    own = saved if saved in ("steps", "epoch") else ON_DEV["eval_strategy"]  # no and best are no times to evaluate
+    strategy = given.get("eval_strategy", own)
     steps = given.get("eval_steps", given.get("save_steps", ON_DEV["eval_steps"]))
-    return ON_DEV | {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": steps, "save_steps": steps}
+    chosen = ON_DEV | {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": steps, "save_steps": steps}
+    if saved == "no" and given.get("load_best_model_at_end") is None:
+        log.warning("%s.save_strategy: no: without checkpoints the last step is kept, not the best one", section)
+        chosen["load_best_model_at_end"] = False
+    return chosen
 
 
 def _check_deepspeed(config: str | dict[str, Any] | None, section: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from retune.config import TrainConfig
 from retune.data.candidates import TrainSet
+from retune.data.sampler import Order
 from retune.model import checkpoint, parts
 from retune.model.embedder import Embedder
 from retune.model.engine import Tokens
@@ -22,18 +23,31 @@ SHARE = 0.05  # of texts that may be cut without a word
 SAMPLE = 1000  # texts as long as the limit that are looked at again, to tell those that are cut from those that fit
 
 
-def check_candidates(settings: TrainConfig, batch_size: int, processes: int, data: TrainSet) -> None:
+def check_candidates(settings: TrainConfig, order: Order, processes: int, data: TrainSet) -> None:
     """A query with no passage but its positive teaches nothing: its loss is 0.
 
     Args:
-        batch_size: queries of a batch, in each of `processes`.
+        order: the batches of each of `processes`.
 
     Raises:
-        UserError: if there is such a query.
+        UserError: if there is such a query, or no query at all.
     """
+    if not order.kinds:
+        raise UserError(
+            f"train.drop_threshold: {settings.drop_threshold} leaves none of the {len(data)} training queries; lower "
+            "it, or train.small_threshold"
+        )
     if settings.train_group_size > 1:
         return
-    if not settings.use_inbatch_neg or batch_size * (processes if settings.negatives_cross_device else 1) == 1:
+    smallest = min(order.kinds, key=lambda kind: kind.batch_size)
+    alone = smallest.batch_size * (processes if settings.negatives_cross_device else 1) == 1
+    if alone and settings.use_inbatch_neg and (data.batch_sizes[smallest.rows] == 1).any():
+        name = data.datasets[smallest.rows[(data.batch_sizes[smallest.rows] == 1).argmax()]]
+        raise UserError(
+            f"ingest.train: the batch_size 1 of {name} leaves its queries nothing but their positives, so the loss is "
+            "0; raise it, or train.train_group_size"
+        )
+    if not settings.use_inbatch_neg or alone:
         raise UserError(
             "train.train_group_size: 1 leaves a query nothing but its positive, so the loss is 0; raise it, "
             "or use train.use_inbatch_neg with train.args.per_device_train_batch_size above 1"

@@ -112,12 +112,20 @@ def _train(trainer: GroupTrainer, checkpoints: Path) -> TrainerState:
         trainer.train()
         return trainer.state
     state = TrainerState.load_from_json(str(found[-1] / "trainer_state.json"))
-    if state.global_step >= state.max_steps:  # interrupted after the last step
-        trainer._load_from_checkpoint(state.best_model_checkpoint or str(found[-1]))
+    if _ended(state):
+        best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        trainer._load_from_checkpoint(best or str(found[-1]))
         return state
     log.info("going on from step %d of %d", state.global_step, state.max_steps)
+    trainer.args.eval_on_start = False  # it is no start, and early stopping would count it
     trainer.train(resume_from_checkpoint=str(found[-1]))
     return trainer.state
+
+
+def _ended(state: TrainerState) -> bool:
+    """Whether a checkpoint is the run's last: of its last step, or of the evaluation that stopped it."""
+    told = state.stateful_callbacks["TrainerControl"]["args"]
+    return state.global_step >= state.max_steps or told["should_training_stop"]
 
 
 @torch.no_grad()

@@ -58,9 +58,13 @@ class Task(nn.Module):
         self._let_gradients_in()
         self.model.backbone.gradient_checkpointing_enable(**options)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer on whose output `neftune_noise_alpha` of the arguments puts noise."""
+        return self.model.backbone.get_input_embeddings()
+
     def _let_gradients_in(self) -> None:
         """A layer that is recomputed by torch's older, reentrant way gets no gradient where its input needs none."""
-        if not all(weight.requires_grad for weight in self.model.backbone.get_input_embeddings().parameters()):
+        if not all(weight.requires_grad for weight in self.get_input_embeddings().parameters()):
             self.model.backbone.enable_input_require_grads()
 
 

@@ -49,7 +49,7 @@ class GroupTrainer(Trainer):
         self.task, self.batches, self.sources, self.dev = task, batches, sources, dev
         self.keep, args.save_total_limit = args.save_total_limit, None  # see _save_checkpoint
         self.meter = Meter()
-        callbacks = [Epochs(sampler), self.meter, *([EarlyStoppingCallback(patience)] if patience else [])]
+        callbacks = [Epochs(sampler), self.meter, *([EarlyStopping(patience)] if patience else [])]
         aside = batches.dataset if dev else None  # transformers wants one; `evaluate` never looks at it
         super().__init__(model=task, args=args, train_dataset=batches.dataset, eval_dataset=aside, callbacks=callbacks)
         self.remove_callback(ProgressCallback)
@@ -127,6 +127,15 @@ class GroupTrainer(Trainer):
                     if best is None or old.name != Path(best).name:
                         (old / MARK).unlink()
                         shutil.rmtree(old)
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Stops where evaluations get no better; a resumed run counts on from its checkpoint."""
+
+    def on_train_begin(self, args, state, control, **named):
+        super().on_train_begin(args, state, control, **named)
+        stored = state.stateful_callbacks[type(self).__name__]  # of a run that begins: the count 0 of this very object
+        self.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
 
 
 class Epochs(TrainerCallback):
