@@ -150,9 +150,11 @@ def _card(plan: Plan, node: Node) -> Settings:
     made_by = {"seed", "embedder", "reranker", "ingest", "split", "mine", "score", "train", "merge"}
     left = set() if stage == "merge" else {"merge"}
     sections = config.model_dump(mode="json", exclude_defaults=True, include=made_by - left)
-    found = {"kind": KINDS[stage], "name": f"{node.run} {KINDS[stage]}", "base": config.embedder.model}
+    made = plan.reference(config.embedder.model)  # a name of the config's means nothing outside the run: its path does
+    base = plan.path(made) if made else config.embedder.model
+    found = {"kind": KINDS[stage], "name": f"{node.run} {KINDS[stage]}", "base": base}
     if stage == "merge":
-        models = [config.embedder.model if model == "base" else model for model in config.merge.models]
+        models = [model for model, _ in plan.merge_models(node.run)]
         found |= {"models": models, "weights": config.merge.weights}
     return found | {"sections": sections}
 
