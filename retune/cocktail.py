@@ -127,6 +127,8 @@ def write(models: Sequence[str], model_type: str, weights: Sequence[float], out:
             mix(models, weights, part, donor=0)
             if model_type == "encoder":
                 _as_embedder(part, models, weights)
+            else:
+                _described(part, model_type, models, weights)
             place(part, None, out)
     finally:
         if made and not any(out.iterdir()):
@@ -146,6 +148,14 @@ def _as_embedder(folder: Path, models: Sequence[str], weights: Sequence[float]) 
     card(kind="merged", name="merged model", model=folder, settings=settings, out=folder / "README.md")
 
 
+def _described(folder: Path, model_type: str, models: Sequence[str], weights: Sequence[float]) -> None:
+    """Complete the folder of a reranker or language model by a model card."""
+    from retune.stages.card import describe
+
+    names = [str(model) for model in models]
+    describe(kind=model_type, loader=_class(folder, model_type), models=names, weights=list(weights), folder=folder)
+
+
 def check_type(model_type: str, models: Sequence[str]) -> None:
     """Raise a UserError for a type that is not known, or that the first model is not of."""
     if model_type not in CLASSES:
@@ -162,6 +172,12 @@ def _architecture(folder: Path) -> str:
     return (checkpoint.read_json(folder / "config.json").get("architectures") or [""])[0]
 
 
+def _class(folder: Path, model_type: str) -> str:
+    """transformers' class of a mixture; a reranker may be a language model."""
+    decodes = model_type == "reranker" and _architecture(folder).endswith(SPEAKING)
+    return CLASSES["decoder" if decodes else model_type]
+
+
 def _tell(models: Sequence[str], weights: Sequence[float]) -> None:
     for model, weight in zip(models, weights, strict=False):
         print(f"weight {weight:.4f}: {model}")
@@ -172,8 +188,7 @@ def _load(folder: Path, model_type: str, trust_remote_code: bool) -> Any:
 
     from retune.model.backbone import load_whole
 
-    decodes = model_type == "reranker" and _architecture(folder).endswith(SPEAKING)
-    kind = getattr(transformers, CLASSES["decoder" if decodes else model_type])
+    kind = getattr(transformers, _class(folder, model_type))
     if model_type == "encoder":  # a pooler may be lacking: no vector goes through it
         return kind.from_pretrained(folder, trust_remote_code=trust_remote_code)
     return load_whole(kind, folder, trust_remote_code=trust_remote_code)

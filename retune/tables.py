@@ -26,7 +26,8 @@ i8, i32, i64, f32, f64, text = pa.int8(), pa.int32(), pa.int64(), pa.float32(), 
 
 TABLES: dict[str, pa.Schema] = {
     # key: the passage's or query's own id in its source (a benchmark's `_id`)
-    "texts": _schema(text_id=i64, text=text, key_=text),
+    # body: place in the text, in characters, where a passage of a benchmark begins behind its title; null without one
+    "texts": _schema(text_id=i64, text=text, key_=text, body_=i32),
     # split is "train" or "dev", a benchmark's its own ("test"); source is `file:line` of the query's row
     "queries": _schema(
         query_id=i64, dataset=text, text=text, key_=text, prompt_=text, type_=text, in_batch_negatives=pa.bool_(),
@@ -44,9 +45,9 @@ TABLES: dict[str, pa.Schema] = {
     # one row a distinct (query text, passage): query_id is the first query of its text
     "scores": _schema(query_id=i64, text_id=i64, score=f32),
     # what a benchmark shares with the training data: its queries (kind "query") and relevant passages that are a
-    # positive ("positive") or a given negative ("negative") of training rows; id: of the query or passage in the
-    # benchmark; n_rows: training rows that have it; source: `file:line` of the first
-    "leakage": _schema(benchmark=text, kind=text, id=i64, text=text, n_rows=i64, source=text),
+    # positive ("positive") or a given negative ("negative") of training rows, or only in the candidate pool ("pool");
+    # id: of the query or passage in the benchmark; n_rows: training rows that have it; source: `file:line` of the first
+    "leakage": _schema(benchmark=text, kind=text, id=i64, text=text, n_rows=i64, source_=text),
     "lengths": _schema(text_id=i64, n_tokens=i32),
     # n_tokens: the longest of the query, its positives and its negatives
     "bins": _schema(query_id=i64, n_tokens=i32, length_bin=text),
@@ -74,7 +75,7 @@ TABLES: dict[str, pa.Schema] = {
 }  # fmt: skip
 
 
-LATER = ("category",)  # columns that a table need not have: then they are null
+LATER = ("category", "body")  # columns that a table need not have: then they are null
 
 
 def embeddings_schema(dim: int, dtype: str, sparse: bool = False, colbert_dim: int | None = None) -> pa.Schema:

@@ -90,10 +90,19 @@ def test_its_way_to_load_the_model_runs(made):
     stage(**made)
     code = made["out"].read_text().split("```python\n")[1].split("```")[0]
     found: dict = {}
-    exec(code.replace("path/to/this/folder", str(made["model"])), found)
+    exec(code.replace("path/to/this/folder", str(made["out"].parent)), found)
     assert found["queries"].shape == (1, 32) and found["passages"].shape == (2, 32)
     asked = SentenceTransformer(str(made["model"]), device="cpu").encode(["ask | it: what is asked"])
     assert abs(asked - found["queries"]).max() < 1e-6
+
+
+def test_a_card_within_the_models_folder_names_that(made):
+    stage(**made | {"out": made["model"] / "README.md"})
+    code = (made["model"] / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert 'SentenceTransformer("path/to/this/folder")' in code
+    found: dict = {}
+    exec(code.replace("path/to/this/folder", str(made["model"])), found)
+    assert found["queries"].shape == (1, 32)
 
 
 def test_a_merged_model_tells_its_weights(made, tmp_path):
@@ -101,14 +110,22 @@ def test_a_merged_model_tells_its_weights(made, tmp_path):
     settings = plan.settings(Node("x.third", "card", ("merge",)))
     stage(**made | {"kind": "merged", "name": "x.third merged", "settings": settings, "metrics": None})
     text = made["out"].read_text()
-    assert "| 0.7 | `BAAI/bge-small-en-v1.5` |\n| 0.3 | `tuned` |" in text and "## Measured" not in text
+    assert "| 0.7 | `BAAI/bge-small-en-v1.5` |\n| 0.3 | `results/x/train/model` |" in text and "## Measured" not in text
     assert ModelCard.load(made["out"]).data.base_model_relation == "merge"
     rows = {"mixture": [0, 1], "weights": [[1, 0], [0.25, 0.75]], "collection": ["dev"] * 2, "measure": ["nDCG@10"] * 2,
             "value": [0.1, 0.2], "chosen": [False, True]}  # fmt: skip
     tables.write(tmp_path / "weights.parquet", "weights", rows)
     weights = tmp_path / "weights.parquet"
     stage(**made | {"kind": "merged", "settings": settings | {"weights": None}, "weights": weights})
-    assert "| 0.25 | `BAAI/bge-small-en-v1.5` |\n| 0.75 | `tuned` |" in made["out"].read_text()
+    assert "| 0.25 | `BAAI/bge-small-en-v1.5` |\n| 0.75 | `results/x/train/model` |" in made["out"].read_text()
+
+
+def test_a_base_that_another_variant_makes_is_named_by_its_path():
+    raw = RAW | {"variants": {"second": {"embedder": {"model": "variant:x"}}}}
+    plan = Plan(load(raw))
+    assert plan.settings(Node("x.second", "card", ("train",)))["base"] == "results/x/train/model"
+    merged = plan.settings(Node("x.second", "card", ("merge",)))
+    assert merged["models"] == ["results/x/train/model", "results/x.second/train/model"]
 
 
 @pytest.mark.parametrize("base", ["package:some_model", "./here", "variant:hot", "models/a/b"])

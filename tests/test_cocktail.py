@@ -11,16 +11,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tiny import tiny_bert, tiny_decoder, tiny_reranker
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
-from retune import mix_models, mix_models_by_layers, mix_models_with_data
+from retune import Reranker, mix_models, mix_models_by_layers, mix_models_with_data
 from retune.cli import main
 from retune.cocktail import weigh
 from retune.data.examples import Completion, Group
 from retune.runtime import UserError
+from retune.stages.card import describe
 from retune.training import appraisal
 from retune.training.appraisal import Limits, shares
 
@@ -312,6 +314,37 @@ def test_the_command_with_weights(here):
     card = (here / "out/README.md").read_text()
     assert "| 0.25 | `BAAI/bge-base-en-v1.5` |\n| 0.75 | `Shitao/bge-quora` |" in card and "## Data" not in card
     assert (here / "out/notes.txt").read_text() == "mine" and not list((here / "out").glob(".mixture*"))
+
+
+CARDS = [
+    ("reranker", ["BAAI/bge-reranker-base", "BAAI/other"], "AutoModelForSequenceClassification", "text-ranking"),
+    ("reranker", SPEAKERS[:2], "AutoModelForCausalLM", "text-ranking"),
+    ("decoder", SPEAKERS[:2], "AutoModelForCausalLM", "text-generation"),
+]
+
+
+@pytest.mark.parametrize(("kind", "models", "loader", "task"), CARDS)
+def test_rerankers_and_language_models_get_a_card(here, monkeypatch, kind, models, loader, task):
+    tiny_reranker(here / "BAAI/other", 1)
+    flags = ["--model_names_or_paths", *models, "--output_path", "out", "--model_type", kind]
+    monkeypatch.setattr("retune.stages.card._hub_id", lambda name: name)  # here they are folders
+    assert main(["merge", *flags, "--weights", ".25", ".75"]) == 0
+    card = ModelCard.load(here / "out/README.md")
+    assert f"| 0.25 | `{models[0]}` |\n| 0.75 | `{models[1]}` |" in card.text
+    assert f"transformers loads it with `{loader}.from_pretrained`" in card.text
+    assert (card.data.pipeline_tag, card.data.base_model, card.data.base_model_relation) == (task, models, "merge")
+    assert ("`CrossEncoder`" in card.text) == (loader == "AutoModelForSequenceClassification")
+    found: dict = {}
+    exec(card.text.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(here / "out")), found)
+    assert isinstance(found["model"], Reranker if kind == "reranker" else LlamaForCausalLM)
+
+
+def test_a_card_tells_of_code_that_comes_with_a_model(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"auto_map": {"AutoModelForCausalLM": "their.Own"}}))
+    describe(kind="decoder", loader="AutoModelForCausalLM", models=["./a"], weights=[1.0], folder=tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert 'from_pretrained("path/to/this/folder", trust_remote_code=True)' in text
+    assert "from_pretrained` and `trust_remote_code=True`." in text and "base_model" not in text
 
 
 def test_the_command_with_examples_is_the_function(here):

@@ -51,7 +51,8 @@ def test_tables_by_hand(tmp_path):
     options = {"path": str(path), "prompt": "given: ", "batch_size": 4}
     found = run(tmp_path, train={"mine": options}, corpus=str(corpus))
 
-    assert found["texts"].rows() == [(0, "a", None), (1, "b", None), (2, "c", None), (3, "q1", None), (4, "T x", None)]
+    texts = enumerate(["a", "b", "c", "q1", "T x"])
+    assert found["texts"].rows() == [(id, text, None, None) for id, text in texts]
     assert found["queries"].rows() == [
         (0, "mine", "q0", None, "given: ", None, True, 4, "train", f"{path}:1", None),
         (1, "mine", "q1", None, "own: ", "sts", True, 4, "train", f"{path}:2", "unknown column"),

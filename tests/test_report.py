@@ -324,6 +324,23 @@ def test_difference_needs_the_same_queries() -> None:
     assert not difference((ids, values), (ids, values)).real
 
 
+def test_memory_that_was_sampled_too_soon_is_not_shown(tmp_path: Path) -> None:
+    """Rows as Snakemake writes them: of a job that was over before it was looked at, before it worked, and so on."""
+    head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+    measured = {
+        "score": "0.1\t0:00:00" + "\tNA" * 8,
+        "merge": "0.43\t0:00:00\t6.60\t12.24\t1.98\t3.19\t0.00\t0.00\t0.00\t0.00",
+        "ingest": "0.87\t0:00:00\t48.44\t122.71\t28.24\t34.60\t0.00\t0.00\t0.00\t0.49",
+        "metrics": "1.20\t0:00:01\t161.40\t1616.66\t144.71\t152.44\t0.00\t0.04\t41.60\t0.99",
+        "train": "173.77\t0:02:53\t2697.52\t4853.15\t2675.33\t2685.76\t1.39\t0.14\t182.54\t317.73",
+    }
+    for name, row in measured.items():
+        (tmp_path / f"{name}.tsv").write_text(head + row + "\n")
+    found = {job.name: job.memory for job in jobs([tmp_path])}
+    assert found == {"score": None, "merge": None, "ingest": None, "metrics": 161.4, "train": 2697.52}
+    assert "7 MiB" not in costs([tmp_path]).body and "2.6 GiB" in costs([tmp_path]).body
+
+
 def test_costs_of_later_folders_win(tmp_path: Path) -> None:
     for folder, seconds in (("main", 1.0), ("variant", 2.0)):
         (tmp_path / folder).mkdir()

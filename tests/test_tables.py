@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from retune import tables
 from retune.runtime import UserError
 
-TEXTS = {"text_id": [0, 1], "text": ["a", "b"], "key": [None, "k"]}
+TEXTS = {"text_id": [0, 1], "text": ["a", "b"], "key": [None, "k"], "body": [None, 2]}
 
 
 def test_round_trip_keeps_order_and_metadata(tmp_path: Path) -> None:

@@ -49,7 +49,17 @@ def _demo(plan: Plan, node: Node) -> Settings:
 
 def _ingest(plan: Plan, node: Node) -> Settings:
     config = plan.config(node.run)
-    return {"settings": _dump(config.ingest), "seed": config.seed}
+    levels = _levels(plan, node.run) if config.ingest.exclude_benchmarks is True else {}
+    return {"settings": _dump(config.ingest), "seed": config.seed, "levels": levels}
+
+
+def _leakage(plan: Plan, node: Node) -> Settings:
+    return {"levels": _levels(plan, node.run)}
+
+
+def _levels(plan: Plan, run: str) -> dict[str, int]:
+    """Lowest grade of a relevant passage, by benchmark."""
+    return {name: plan.config(run).evaluate.benchmarks[name].relevant_from for name in plan.benchmarks(run)}
 
 
 def _benchmark(plan: Plan, node: Node) -> Settings:
@@ -161,9 +171,11 @@ def _card(plan: Plan, node: Node) -> Settings:
     made_by = {"seed", "embedder", "reranker", "ingest", "split", "mine", "score", "train", "merge"}
     left = set() if stage == "merge" else {"merge"}
     sections = config.model_dump(mode="json", exclude_defaults=True, include=made_by - left)
-    found = {"kind": KINDS[stage], "name": f"{node.run} {KINDS[stage]}", "base": config.embedder.model}
+    made = plan.reference(config.embedder.model)  # a name of the config's means nothing outside the run: its path does
+    base = plan.path(made) if made else config.embedder.model
+    found = {"kind": KINDS[stage], "name": f"{node.run} {KINDS[stage]}", "base": base}
     if stage == "merge":
-        models = [config.embedder.model if model == "base" else model for model in config.merge.models]
+        models = [model for model, _ in plan.merge_models(node.run)]
         found |= {"models": models, "weights": config.merge.weights}
     return found | {"sections": sections}
 
@@ -187,9 +199,9 @@ def _evaluate(plan: Plan, node: Node) -> Settings:
 
 def _metrics(plan: Plan, node: Node) -> Settings:
     config = plan.config(node.run)
-    levels = {name: config.evaluate.benchmarks[name].relevant_from for name in plan.benchmarks(node.run)}
     return {
-        "cutoffs": config.evaluate.cutoffs, "models": plan.judged(node.run), "seed": config.seed, "levels": levels,
+        "cutoffs": config.evaluate.cutoffs, "models": plan.judged(node.run), "seed": config.seed,
+        "levels": _levels(plan, node.run),
     }  # fmt: skip
 
 
@@ -206,6 +218,6 @@ OF: dict[str, Callable[[Plan, Node], Settings]] = {
     "config": _config, "demo": _demo, "ingest": _ingest, "benchmark": _benchmark, "split": _split, "embed": _embed,
     "search": _search, "mine": _mine, "fit": _fit, "scores": _scores, "score": _score, "train": _train,
     "weigh": _weigh, "merge": _merge, "card": _card, "evaluate": _evaluate, "metrics": _metrics, "gate": _gate,
-    "trec": _nothing, "leakage": _nothing, "report": _report,
+    "trec": _nothing, "leakage": _leakage, "report": _report,
 }  # fmt: skip
 """By rule."""

@@ -18,7 +18,7 @@ from retune.data import sources
 from retune.data.bytext import read_by_text, read_flag
 from retune.data.collection import SHOWN, Files, expect, identified, missing, same
 from retune.data.qrels import Judgments, judgments
-from retune.data.rows import check_document
+from retune.data.rows import body_start, check_document
 from retune.data.store import Rows
 from retune.runtime import UserError, log
 from retune.tables import Writer
@@ -142,7 +142,7 @@ def _beir_corpus(paths: Sequence[Path], judged: set[str], texts: Rows) -> dict[s
         if text is None:
             raise UserError(f"{path}:{raw.line}: {mistakes[0]}")
         hashes.append(_hash(key))
-        row = texts.add((texts.count, text, key), len(text))
+        row = texts.add((texts.count, text, key, body_start(raw.value, text)), len(text))
         if key in judged:
             row_of[key] = row
     texts.flush()

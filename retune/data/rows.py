@@ -96,6 +96,12 @@ def check_document(value: Any) -> tuple[str | None, list[Mistake]]:
     return (f"{title} {text}".strip() if title else text), []
 
 
+def body_start(value: dict, passage: str) -> int | None:
+    """Where the text begins in the passage that `check_document` makes of a row; None without a title or a text."""
+    text = value["text"].rstrip()
+    return len(passage) - len(text) if value.get("title") and text else None
+
+
 def _no_object(value: Any) -> Mistake:
     if isinstance(value, Unreadable):
         return Mistake("row", "invalid JSON", value.reason)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 MADE = {"tuned": "fine-tuned from", "merged": "a weighted sum of models, made from"}
 RELATION = {"tuned": "finetune", "merged": "merge"}
+HERE = "path/to/this/folder"  # where the card lies, for a reader who has it elsewhere
 POOLING = {
     "cls": "the first token's vector",
     "mean": "the mean of the tokens' vectors",
@@ -67,6 +69,8 @@ class Facts:
     data: Sequence[Data] = ()
     mixture: Sequence[tuple[float, str]] = ()
     """(weight, model) of a merged model."""
+    folder: str = "."
+    """The model's, from where the card lies."""
     values: Sequence[Value] = field(default_factory=tuple)
     version: str = ""
 
@@ -77,7 +81,7 @@ def card(facts: Facts) -> str:
         f"# {facts.name}",
         f"An embedding model, {MADE[facts.kind]} `{facts.base}`: queries and passages become vectors of {facts.dim} "
         "dimensions, and what belongs together lies near.",
-        _mixture(facts.mixture),
+        mixture(facts.mixture),
         _use(facts),
         _measured(facts),
         _data(facts.data),
@@ -106,11 +110,13 @@ def _metadata(facts: Facts) -> str:
     return data.to_yaml()
 
 
-def _mixture(parts: Sequence[tuple[float, str]]) -> str:
+def mixture(parts: Sequence[tuple[float, str]]) -> str:
+    """A table of (weight, model)."""
     return "\n".join(["| weight | model |", "|---|---|", *(f"| {w:.4g} | `{m}` |" for w, m in parts)]) if parts else ""
 
 
 def _use(facts: Facts) -> str:
+    where = PurePosixPath(HERE, facts.folder)
     query, document = facts.prompts.get("query", ""), facts.prompts.get("document", "")
     length = f", texts of up to {facts.max_length} tokens" if facts.max_length else ""
     scaled = ", scaled to length 1" if facts.normalize else ""
@@ -121,7 +127,7 @@ def _use(facts: Facts) -> str:
         "```python",
         "from sentence_transformers import SentenceTransformer",
         "",
-        'model = SentenceTransformer("path/to/this/folder")',
+        f'model = SentenceTransformer("{where}")  # or its name, once it is on the hub',
         'queries = model.encode_query(["what is asked"])',
         'passages = model.encode_document(["a passage", "another one"])',
         "print(model.similarity(queries, passages))",

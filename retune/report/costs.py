@@ -51,7 +51,10 @@ def _job(path: Path) -> Job | None:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             row = next(csv.DictReader(file, delimiter="\t"))
-        return Job(path.name.removesuffix(".tsv"), float(row["s"]), _number(row.get("max_rss")))
+        # Snakemake looks when a job starts, where nothing is loaded yet, and half a second later; the mean load is 0
+        # until it has seen the working process twice, and the memory that of a process which is still growing.
+        memory = None if _number(row.get("mean_load")) == 0 else _number(row.get("max_rss"))
+        return Job(path.name.removesuffix(".tsv"), float(row["s"]), memory)
     except (OSError, StopIteration, KeyError, ValueError):
         return None  # a file that is just being written, or of another kind
 
@@ -97,7 +100,7 @@ def costs(
     note = (
         "Throughput: over the whole of a job, the loading of its model included, and with the vectors that it found "
         "in the cache; tokens of embed: of the training passages; of train and fit: over their steps. Memory: the "
-        "peak of the job that took most."
+        "peak of the job that took most, as Snakemake sampled it; – where all jobs were over too soon for that."
     )
     shown = table(["stage", "wall time", "memory", "throughput"], rows, [2, 3])
     return Section("run", "What was run", join([paragraph(said), tag("div", shown), paragraph(note, css="note")]))

@@ -73,8 +73,9 @@ class IngestConfig(Section):
     """Share of the queries that is set aside, never trained or mined on."""
     exclude_benchmarks: bool | Literal["queries"] = False
     """Leave out rows whose query is a query of a benchmark, or whose positive is a relevant passage of one, whatever
-    their case and white space; they go to `rejected.parquet`. `queries`: only for the query's sake, where training and
-    test share a corpus."""
+    their case and white space; they go to `rejected.parquet`. Negatives and passages of `corpus` that are relevant in a
+    benchmark are left out by themselves. `queries`: only rows, and for the query's sake alone, where training and test
+    share a corpus."""
 
 
 class SplitConfig(Section):

@@ -7,6 +7,7 @@ in one place.  An edit of the card's wording trains nothing again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import retune
 from retune import tables
 from retune.model import checkpoint
 from retune.report import card as words
+from retune.report.mixture_card import Mixture, mixture_card
 from retune.runtime import atomic, log
 
 
@@ -43,11 +45,29 @@ def card(
         dim=said.truncate_dim or _dim(model), pooling=said.pooling, normalize=bool(said.normalize),
         max_length=said.max_length, prompts=said.prompts, settings=settings["sections"],
         data=_data(queries, pairs) if queries and pairs else (), mixture=_mixture(settings, weights),
-        values=_values(metrics) if metrics else (), version=retune.__version__,
+        values=_values(metrics) if metrics else (), folder=Path(os.path.relpath(model, out.parent)).as_posix(),
+        version=retune.__version__,
     )  # fmt: skip
     with atomic(out) as part:
         part.write_text(words.card(facts), encoding="utf-8")
     log.info("card: %s", out)
+
+
+def describe(*, kind: str, loader: str, models: Sequence[str], weights: Sequence[float], folder: Path) -> None:
+    """Write the card of a mixture that is no embedder, README.md in its folder.
+
+    Args:
+        kind: `reranker` or `decoder`.
+        loader: transformers' class that loads it.
+        models, weights: what it was made of.
+    """
+    facts = Mixture(
+        kind=kind, loader=loader, parts=list(zip(weights, models, strict=True)),
+        hub_ids=[model for model in models if _hub_id(model)],
+        remote_code="auto_map" in checkpoint.read_json(folder / "config.json"), version=retune.__version__,
+    )  # fmt: skip
+    with atomic(folder / "README.md") as part:
+        part.write_text(mixture_card(facts), encoding="utf-8")
 
 
 def _dim(model: Path) -> int:

@@ -48,6 +48,7 @@ class File(NamedTuple):
 def ingest(
     settings: IngestConfig, out: Mapping[str, Path | str], seed: int, keep_duplicates: bool = False,
     scores: bool = True, benchmarks: Mapping[str, Mapping[str, Path | str]] | None = None,
+    levels: Mapping[str, int] | None = None,
 ) -> None:  # fmt: skip
     """Read all of `settings.train` and `settings.corpus` into the tables `out`.
 
@@ -57,6 +58,7 @@ def ingest(
         keep_duplicates: a row that is the same as an earlier one is a query of its own, and no mistake.
         scores: whether teacher scores are read; else a row may hold any.
         benchmarks: {name: its tables}, for `exclude_benchmarks`.
+        levels: lowest grade of their relevant passages, by name; 1 where not given.
 
     Raises:
         UserError: for a pattern without a file, an unreadable file, no good row, or, with
@@ -71,10 +73,10 @@ def ingest(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".ingest-", dir=folder)), "queries")
         rejected = Rows(table["rejected"])
         bad = BadRows(settings.on_bad_row, rejected)
-        excluded = Excluded(settings.exclude_benchmarks, benchmarks or {}, rejected)
+        excluded = Excluded(settings.exclude_benchmarks, benchmarks or {}, rejected, levels)
         with tables.writer(scratch, "queries") as queries:
             texts, pairs = Texts(table["texts"]), Pairs(table["pairs"])
-            intake = Intake(files, texts, Rows(queries), pairs, settings.dev_fraction > 0, keep_duplicates)
+            intake = Intake(files, texts, Rows(queries), pairs, excluded, settings.dev_fraction > 0, keep_duplicates)
             with progress(sum(file.path.stat().st_size for file in files), "ingest", "B") as bar:
                 for file in files:
                     _read(file, intake, bad, excluded, bar.update, scores)
@@ -94,9 +96,11 @@ class Intake:
     """Good rows on their way to the tables."""
 
     def __init__(
-        self, files: list[File], texts: Texts, queries: Rows, pairs: Pairs, grouped: bool, keep_duplicates: bool
-    ) -> None:
+        self, files: list[File], texts: Texts, queries: Rows, pairs: Pairs, excluded: Excluded, grouped: bool,
+        keep_duplicates: bool,
+    ) -> None:  # fmt: skip
         self.texts, self.queries, self.pairs, self._keep_duplicates = texts, queries, pairs, keep_duplicates
+        self._excluded = excluded
         self._groups = Groups() if grouped else None
         self._seen: dict[bytes, int] = {}  # digest of a row → its place: the file's number and the line, in one int
         self._files = files
@@ -112,6 +116,8 @@ class Intake:
         pos, neg = digests(row.pos), digests(row.neg)
         if not self._keep_duplicates and (earlier := self._earlier([row.query, prompt or ""], pos, neg, file, line)):
             return Mistake("row", "duplicate row", f"the same as {earlier}")
+        if self._excluded.drop_negatives(row):
+            neg = digests(row.neg)
         source, batch = f"{file.shown}:{line}", file.options.batch_size
         values = (file.dataset, row.query, None, prompt, kind, file.in_batch_negatives, batch, "train", source)
         values += (row.category,)
@@ -179,7 +185,7 @@ def _opts_out(path: Path) -> bool:
 
 def _read(file: File, intake: Intake, bad: BadRows, excluded: Excluded, on_read: sources.OnRead, scores: bool) -> None:
     if file.options is None:
-        _read_corpus(file, intake, bad, on_read)
+        _read_corpus(file, intake, bad, excluded, on_read)
         return
     beir = file.options.format == "beir"
     rows = benchmarks.training_rows(file.path.parent, file.options.split) if beir else sources.rows(file.path, on_read)
@@ -195,7 +201,7 @@ def _read(file: File, intake: Intake, bad: BadRows, excluded: Excluded, on_read:
             bad.add(file.dataset, file.path, raw, mistakes)
 
 
-def _read_corpus(file: File, intake: Intake, bad: BadRows, on_read: sources.OnRead) -> None:
+def _read_corpus(file: File, intake: Intake, bad: BadRows, excluded: Excluded, on_read: sources.OnRead) -> None:
     empty = 0
     for raw in sources.rows(file.path, on_read):
         text, mistakes = check_document(raw.value)
@@ -203,7 +209,7 @@ def _read_corpus(file: File, intake: Intake, bad: BadRows, on_read: sources.OnRe
             bad.add(file.dataset, file.path, raw, mistakes)
         elif not text.strip():
             empty += 1
-        else:
+        elif not excluded.holds(text):
             intake.texts.ids_of([text])
     if empty:
         log.warning("%s: %s documents without text are left out of the pool", file.path, f"{empty:,}")

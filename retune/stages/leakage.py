@@ -7,6 +7,7 @@ the benchmarks' queries and relevant passages, and what was found.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,17 +20,26 @@ from retune.runtime import log
 
 SHOWN = 3
 TOTALS = "totals"  # in the table's metadata: {benchmark: [queries, relevant passages]}
-KINDS = {"query": "queries", "positive": "relevant passages as positives", "negative": "relevant passages as negatives"}
+KINDS = {
+    "query": "queries stand in the training data",
+    "positive": "relevant passages as positives stand in the training data",
+    "negative": "relevant passages as negatives stand in the training data",
+    "pool": "relevant passages stand in the candidate pool alone",
+}
 
 
-def leakage(*, train: Mapping[str, Path], benchmarks: Mapping[str, Mapping[str, Path]], out: Path) -> None:
-    """Write the table `leakage`: a row for each query and passage of a benchmark that training rows hold.
+def leakage(
+    *, train: Mapping[str, Path], benchmarks: Mapping[str, Mapping[str, Path]], out: Path,
+    levels: Mapping[str, int] | None = None,
+) -> None:  # fmt: skip
+    """Write the table `leakage`: a row for each query and passage of a benchmark that the training data hold.
 
     Args:
         train: the tables texts, queries and pairs of the training data.
         benchmarks: {name: the same tables}.
+        levels: lowest grade of a relevant passage, by benchmark; 1 where not given.
     """
-    known = Known(benchmarks)
+    known = Known(benchmarks, levels)
     found = [*_queries(train["queries"], known), *_passages(train, known)]
     totals = json.dumps({name: list(counts) for name, counts in known.totals.items()})
     rows = {name: [row[name] for row in found] for name in tables.TABLES["leakage"].names}
@@ -38,16 +48,20 @@ def leakage(*, train: Mapping[str, Path], benchmarks: Mapping[str, Mapping[str, 
         for kind, what in KINDS.items():
             mine = [row for row in found if (row["benchmark"], row["kind"]) == (benchmark, kind)]
             if mine:
-                log.warning(
-                    "%s: %s of %s %s stand in the training data, for example %s", benchmark, f"{len(mine):,}",
-                    f"{n_queries if kind == 'query' else n_passages:,}", what,
-                    ", ".join(f"{shown(row['text'])} ({row['source']})" for row in mine[:SHOWN]),
+                log.log(
+                    logging.INFO if kind == "pool" else logging.WARNING, "%s: %s of %s %s, for example %s", benchmark,
+                    f"{len({row['id'] for row in mine}):,}", f"{n_queries if kind == 'query' else n_passages:,}", what,
+                    ", ".join(map(_named, mine[:SHOWN])),
                 )  # fmt: skip
     if not found:
         log.info("nothing of %s stands in the training data", ", ".join(known.totals))
 
 
-def _row(item: Item, kind: str, text: str, n_rows: int, source: str) -> dict[str, object]:
+def _named(row: Mapping[str, object]) -> str:
+    return shown(row["text"]) + (f" ({row['source']})" if row["source"] else "")
+
+
+def _row(item: Item, kind: str, text: str, n_rows: int, source: str | None) -> dict[str, object]:
     return {
         "benchmark": item.benchmark, "kind": kind, "id": item.id, "text": text, "n_rows": n_rows, "source": source
     }  # fmt: skip
@@ -68,7 +82,10 @@ def _queries(table: Path, known: Known) -> Iterator[dict[str, object]]:
 
 
 def _passages(train: Mapping[str, Path], known: Known) -> Iterator[dict[str, object]]:
-    """Relevant passages of benchmarks that are positives or negatives of training rows, by the texts' order."""
+    """Relevant passages of benchmarks that are positives or negatives of training rows, or in the pool alone.
+
+    Kind by kind, each by the texts' order.
+    """
     held: dict[int, tuple[bytes, str]] = {}  # training text's id → digest, text
     for batch in tables.batches(train["texts"], "texts", ["text_id", "text"]):
         for id, text in zip(batch["text_id"].to_pylist(), batch["text"].to_pylist(), strict=True):
@@ -90,6 +107,11 @@ def _passages(train: Mapping[str, Path], known: Known) -> Iterator[dict[str, obj
                 first, count = uses[id, positive]
                 for item in known.passages[key]:
                     yield _row(item, kind, text, count, sources[first])
+    given = {id for id, _ in uses}
+    for id, (key, text) in held.items():
+        if id not in given:
+            for item in known.passages[key]:
+                yield _row(item, "pool", text, 0, None)
 
 
 def _sources(table: Path, wanted: set[int]) -> dict[int, str]:

@@ -56,6 +56,7 @@ rule leakage:
     conda:
         ENVIRONMENT
     params:
+        settings=WIRING.settings("leakage"),
         benchmarks=WIRING.benchmark_tables,
         code=code("leakage"),
     script:

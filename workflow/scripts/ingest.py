@@ -13,4 +13,5 @@ ingest(
     dict(snakemake.output.items()),
     job["seed"],
     benchmarks=snakemake.params.benchmarks,
+    levels=job["levels"],
 )
