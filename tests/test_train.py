@@ -265,7 +265,8 @@ def test_mistakes_in_the_arguments(base, tmp_path, args, message):
 
 def test_harmless_arguments_are_accepted(base, tmp_path):
     args = {"eval_strategy": "no", "warmup_ratio": 0.5, "max_steps": 2, "gradient_accumulation_steps": 2,
-            "dataloader_num_workers": 1, "save_strategy": "epoch", "activation_checkpointing": True}  # fmt: skip
+            "dataloader_num_workers": 1, "dataloader_prefetch_factor": 1, "dataloader_persistent_workers": True,
+            "save_strategy": "epoch", "activation_checkpointing": True}  # fmt: skip
     train(**job(tmp_path, base, toy_tables(tmp_path / "tables"), args))
     assert [row["step"] for row in history(tmp_path)] == [2]
 
