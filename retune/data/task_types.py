@@ -6,11 +6,10 @@
     symmetric_clustering    likewise
     any other               no more than its name
 
-Where batches are of one dataset, one with "symmetric" in its type gets half the batch, if it has no size of its own.
-
 None of them takes in-batch negatives away: there, as here, that is `in_batch_negatives: false`, or the
 suffix `no_in_batch_neg` in the name of a file or folder.  Where classes or clusters keep them, a warning
-says so.  Knows neither tokens nor models.
+says so.  Where batches are of one dataset, one with "symmetric" in its type gets half the batch, if it has
+no size of its own.  Knows neither tokens nor models.
 """
 
 from __future__ import annotations
