@@ -21,6 +21,7 @@ from retune.data.batches import (
     RerankerCollate,
     joined,
     length_chunks,
+    loader,
 )
 from retune.data.sampler import GroupSampler, Kind, Order
 from retune.model.engine import tokens_of
@@ -147,6 +148,26 @@ def test_the_order_changes_with_the_epoch():
     sampler.epoch = 1
     second = [row for _, row in next(iter(sampler))]
     assert sorted(first) == sorted(second) == list(range(50)) and first != second
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_do_as_the_arguments_say_and_batches_stay_the_same(tmp_path, persistent):
+    """prefetch_factor and persistent_workers are the DataLoader's; a worker that outlives an epoch knows the next."""
+    data = load(toy_tables(tmp_path, 12))
+    dataset, order = GroupDataset(data, 3, 1), Order([Kind(np.arange(12), 4)])
+    seen = []
+    for workers in (0, 1):
+        sampler = GroupSampler(order, 1)
+        made = loader(dataset, sampler, _drawn, workers, prefetch_factor=3, persistent_workers=persistent)
+        seen.append([])
+        for sampler.epoch in range(2):
+            seen[-1].append(list(made))
+    assert seen[0] == seen[1] and seen[0][0] != seen[0][1]
+    assert (made.prefetch_factor, made.persistent_workers) == (3, persistent)
+
+
+def _drawn(groups) -> list:
+    return [(group.query, group.candidates.tolist(), group.epoch) for group in groups]
 
 
 # ---- chunks -------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ INCUMBENTS = {
     "sub_batch_size kd_loss_type colbert_dim unified_finetuning use_self_distill fix_encoder self_distill_start_step "
     "normlized normalized use_inbatch_neg output_dir overwrite_output_dir peft_model_path use_lora lora_rank "
     "lora_alpha lora_dropout target_modules use_flash_attn use_slow_tokenizer from_peft modules_to_save raw_peft "
-    "additional_special_tokens save_merged_lora_model",
+    "additional_special_tokens save_merged_lora_model only_merge_lora_model use_fast_tokenizer",
 }
 
 

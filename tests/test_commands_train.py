@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import WORDS, tiny_bert
+from tiny import WORDS, tiny_bert, tiny_decoder
 
 import retune
 from retune import tables
@@ -430,6 +430,7 @@ EXAMPLE = """
     --negatives_cross_device --temperature 0.02 --sentence_pooling_method cls --normalize_embeddings True
     --kd_loss_type kl_div --same_dataset_within_batch False --small_threshold 0 --drop_threshold 0 --shuffle_ratio 0.0
     --unified_finetuning False --self_distill_start_step -1 --fix_position_embedding False --sub_batch_size -1
+    --use_fast_tokenizer True
 """
 
 
@@ -452,6 +453,28 @@ def test_defaults_are_the_incumbents() -> None:
     assert (found.query_max_length, found.passage_max_length, found.normalize, found.pooling) == (32, 128, True, None)
     assert (settings.train_group_size, settings.temperature, settings.knowledge_distillation) == (8, 0.02, False)
     assert given["seed"] == 42 and arguments.arguments(given) == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        ([], {"use_lora": True}), (["--family", "icl"], {"use_lora": True}), (["--family", "encoder"], {}),
+        (["--use_lora", "False"], {}), (["--no_use_lora"], {}),
+        (["--from_peft", "a"], {"use_lora": True, "continue_adapters": True}),
+    ],
+)  # fmt: skip
+def test_decoders_are_trained_by_adapters_as_the_incumbents_are(tmp_path: Path, caplog, argv, wanted) -> None:
+    """FlagEmbedding's decoder_only.base and .icl have use_lora on; the family is the checkpoint's where not given."""
+    given = training(*argv)
+    model = EmbedderConfig(model=str(tiny_decoder(tmp_path, "llama")), family=given["family"])
+    with caplog.at_level("INFO", "retune"):
+        assert train._adapters(given, model) == wanted
+    assert ("--use_lora False trains all weights" in caplog.text) == (wanted == {"use_lora": True})
+    assert given.section("train", TrainConfig, **wanted).use_lora == bool(wanted)
+
+
+def test_encoders_are_trained_whole(base: str) -> None:
+    assert train._adapters(training(), EmbedderConfig(model=base)) == {}
 
 
 @pytest.mark.parametrize("name", ["--normlized", "--normalized", "--normalize_embeddings"])
@@ -517,7 +540,7 @@ def test_a_section_may_be_asked_for_none() -> None:
 
 def test_what_is_not_here_is_refused() -> None:
     for flag in train.NOT_HERE:
-        given = training(f"--{flag.name}", "True" if flag.kind == "bool" else "7")
+        given = training(f"--{flag.name}", str(not flag.default))
         with pytest.raises(UserError, match=f"^--{flag.name}: not here yet; leave it out$"):
             train._check(given, Path("nowhere"))
 

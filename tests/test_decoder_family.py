@@ -220,6 +220,7 @@ def test_embed_mine_and_train_by_command(models, tmp_path, monkeypatch):
     assert main(["train", *given]) == 0
     assert load("out").card.family == "decoder" and load("out").card.pooling == "last_token"
     assert load("out").prompts["query"].prefix() == "Find\n"
+    assert json.loads(Path("out/adapter/adapter_config.json").read_text())["r"] == 64  # as FlagEmbedding's trainer
     assert main(["train", *given, "--overwrite_output_dir", "--use_flash_attn"]) == 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -194,21 +193,22 @@ def test_runs_of_all_heads_in_trecs_form():
 # ---- in-context ---------------------------------------------------------------------------------
 
 
-def test_passages_of_an_in_context_batch_are_shuffled(tmp_path):
+def test_positives_of_an_in_context_batch_are_shuffled(tmp_path):
     model = load(tiny_decoder(tmp_path / "base", "mistral"), family="icl")
     data, texts, path = train_set(tmp_path / "tables")
     texts = [text * 40 for text in texts]  # long enough to be cut
     tokens = joined([model.tokenize(data.queries, "query", data.prompts), model.tokenize(texts, "passage")])
-    shuffler = Shuffler(texts, len(data), partial(model.tokenize, kind="passage"), 1.0, 3)
+    positives = [texts[at] for at in data.text_ids[data.starts]]
+    shuffler = Shuffler(data, positives, lambda some, _: model.tokenize(some, "passage"), 1.0, 3)
     made = InContextCollate(
         data, Chunker(tokens, model.pad_token_id, 10**6, overhead=10**6), len(data) + data.text_ids, False, None,
         shuffler, model=model, positives=candidates.positive_texts(data, path), settings=TrainConfig(), seed=3,
     )  # fmt: skip
     (chunk,) = (batch := made(groups(data, range(4))))["chunks"]
-    rows = np.concatenate([data.text_ids[data.starts[row] + np.arange(3)] for row in range(4)])
-    changed, others = shuffler(0, len(data) + np.unique(rows))
+    changed, others = shuffler(0, np.arange(4), data.starts[:4])
     assert changed.all()
-    for place, row in zip(batch["passage_places"].tolist(), rows, strict=True):
-        ids = chunk["input_ids"][place][chunk["attention_mask"][place].bool()].tolist()
-        at = int(np.searchsorted(np.unique(rows), row))
-        assert ids == others.take(np.array([at])).ids.tolist()
+    for at, place in enumerate(batch["passage_places"].tolist()):
+        query, member = divmod(at, 3)
+        own = model.tokenize([texts[data.text_ids[data.starts[query] + member]]], "passage")
+        wanted = own if member else others.take(np.array([query]))
+        assert chunk["input_ids"][place][chunk["attention_mask"][place].bool()].tolist() == wanted.ids.tolist()

@@ -45,6 +45,17 @@ def test_batches_of_one_dataset_in_its_own_size(tmp_path):
     assert kinds == {("a", 6): 2, ("b", 4): 2, ("c", 3): 1, ("d", 1): 1}
 
 
+def test_a_symmetric_dataset_gets_half_the_batch(tmp_path, caplog):
+    """As in FlagEmbedding, where it has no batch_size of its own and batches are of one dataset."""
+    types = [*["symmetric_sts"] * 12, *["symmetric_class"] * 8, *["only_1neg"] * 3, "symmetric_clustering"]
+    data = data_of(tmp_path, type=types)
+    found = Counter((DATASETS[batch[0]], len(batch)) for batch in batches(data, same_dataset_within_batch=True))
+    assert found == {("a", 3): 4, ("b", 4): 2, ("c", 3): 1, ("d", 1): 1}
+    assert {len(batch) for batch in batches(data)} == {6}
+    alone = order_of(TrainConfig(same_dataset_within_batch=True), data, 1)
+    assert [kind.batch_size for kind in alone.kinds] == [1, 4, 1, 1]
+
+
 def test_small_datasets_are_put_together_or_left_out(tmp_path, caplog):
     data = data_of(tmp_path)
     found = batches(data, same_dataset_within_batch=True, small_threshold=4)

@@ -264,11 +264,15 @@ def test_mistakes_in_the_arguments(base, tmp_path, args, message):
     assert not (tmp_path / "model").exists()
 
 
-def test_harmless_arguments_are_accepted(base, tmp_path):
+def test_harmless_arguments_are_accepted(base, tmp_path, monkeypatch):
     args = {"eval_strategy": "no", "warmup_ratio": 0.5, "max_steps": 2, "gradient_accumulation_steps": 2,
-            "dataloader_num_workers": 1, "save_strategy": "epoch", "activation_checkpointing": True}  # fmt: skip
+            "dataloader_num_workers": 1, "dataloader_prefetch_factor": 1, "dataloader_persistent_workers": True,
+            "save_strategy": "epoch", "activation_checkpointing": True}  # fmt: skip
+    loaders = []
+    monkeypatch.setattr(GroupTrainer, "get_train_dataloader", lambda self: loaders.append(self.batches) or self.batches)
     train(**job(tmp_path, base, toy_tables(tmp_path / "tables"), args))
     assert [row["step"] for row in history(tmp_path)] == [2]
+    assert [(one.num_workers, one.prefetch_factor, one.persistent_workers) for one in loaders] == [(1, 1, True)]
 
 
 def test_noise_on_the_embeddings_is_the_same_in_chunks(tmp_path):

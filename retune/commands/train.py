@@ -3,7 +3,9 @@
 --output_dir becomes a checkpoint that SentenceTransformer and transformers.AutoModel load, with the
 history of the run beside it (history.parquet).  A run that was interrupted goes on from its last
 checkpoint when the same command is given again.  Flags that FlagEmbedding's trainers name have its
-defaults; TrainingArguments have retune's, which suit embedding models better than transformers' own.
+defaults, each family those of its trainer, so that decoders are trained by adapters; but what a checkpoint
+says (pooling, an in-context model's format and suffix) is believed, and adapters are saved folded into the
+model too.  TrainingArguments have retune's defaults, which suit embedding models better than transformers' own.
 A teacher's scores, pos_scores and neg_scores, are learnt from with --knowledge_distillation.
 """
 
@@ -27,7 +29,7 @@ from retune.runtime import UserError, log, use_hub
 
 TRAINING, MISSING = "training", "not here yet"
 # What the incumbents' trainers have and this one does not, and the value that asks for nothing.
-ABSENT = {"only_merge_lora_model": False, "use_slow_tokenizer": False}
+ABSENT = {"only_merge_lora_model": False, "use_slow_tokenizer": False, "use_fast_tokenizer": True}
 
 
 def _positive_or_none(text: str) -> int | None:
@@ -43,6 +45,7 @@ TRAIN = from_section(
         "nproc_per_node": {
             "help": "Processes that this command starts; torchrun starts its own.",
         },
+        "use_lora": {"shown": "True for decoder and icl, else False"},
         "lora_rank": {"default": 64}, "lora_alpha": {"default": 16.0, "convert": float},
         "continue_adapters": {
             "help": "Go on training the adapters of --raw_peft; --from_peft FOLDER stands for both, and --use_lora.",
@@ -105,8 +108,7 @@ def run(given: Given) -> None:
         raise given.mistake("train_data", "nothing but the files of --output_dir")
     _environment(given, output)
     embedder = _embedder(given)
-    going_on = {"use_lora": True, "continue_adapters": True} if given["from_peft"] else {}
-    settings = given.section("train", TrainConfig, args=arguments.arguments(given), **going_on)
+    settings = given.section("train", TrainConfig, args=arguments.arguments(given), **_adapters(given, embedder))
     work = Work(Path(given["work_dir"]).expanduser() if given["work_dir"] else output / ".state", True, leads)
     tables = _tables(given, files, work)
     found = rows.into_tables(
@@ -154,6 +156,22 @@ def _embedder(given: Given) -> EmbedderConfig:
         log.info("%s does not say how it pools: cls, see %s", found.model, given.shown("pooling"))
         return found.model_copy(update={"pooling": "cls"})
     return found
+
+
+def _adapters(given: Given, embedder: EmbedderConfig) -> dict[str, bool]:
+    """What holds of adapters where the flags do not say it: as in FlagEmbedding, decoders are trained by them."""
+    if given["from_peft"]:
+        return {"use_lora": True, "continue_adapters": True}
+    if given.typed("use_lora"):
+        return {}
+    from retune.model.embedder_families import FAMILIES, family_chosen
+    from retune.model.parts import locate
+
+    family = family_chosen(embedder, locate(embedder))
+    if not FAMILIES[family].causal:
+        return {}
+    log.info("family %s: low-rank adapters are trained; %s False trains all weights", family, given.shown("use_lora"))
+    return {"use_lora": True}
 
 
 def _datasets(given: Given, files: Sequence[Path]) -> dict[str, dict[str, Any]]:

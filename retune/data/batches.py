@@ -9,9 +9,7 @@ text of a batch goes through the model once, however often it occurs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,10 +107,6 @@ def length_chunks(
     return chunks
 
 
-Instead = Callable[[np.ndarray], tuple[np.ndarray, Tokens]]
-"""Rows int64 [n] → which of them have other tokens, bool [n], and those tokens."""
-
-
 @dataclass(frozen=True)
 class Chunker:
     """Cuts the texts of a batch into padded chunks under a token budget."""
@@ -137,11 +131,11 @@ class Chunker:
             CPU_OVERHEAD if device.type == "cpu" else GPU_OVERHEAD, max_rows,
         )  # fmt: skip
 
-    def __call__(self, rows: np.ndarray, other: Instead | None = None) -> tuple[dict[str, Any], np.ndarray]:
+    def __call__(self, rows: np.ndarray, more: Tokens | None = None) -> tuple[dict[str, Any], np.ndarray]:
         """Chunks of the distinct texts among `rows`, and where each of `rows` comes out.
 
         Args:
-            other: tells which of the distinct rows have other tokens this time, and those.
+            more: texts of this batch alone; rows from `len(tokens)` on are theirs.
 
         Returns:
             {"chunks": padded batches, "n_tokens": tokens in them without padding}, and for each of
@@ -149,10 +143,10 @@ class Chunker:
         """
         distinct, which = np.unique(rows, return_inverse=True)
         tokens, at = self.tokens, distinct  # where each distinct text's tokens are
-        if other is not None:
-            changed, others = other(distinct)
-            tokens = joined([tokens.take(distinct), others])
-            at = np.where(changed, len(distinct) + np.cumsum(changed) - 1, np.arange(len(distinct)))
+        if more is not None:
+            known = np.searchsorted(distinct, len(tokens))
+            at = np.append(np.arange(known), known + distinct[known:] - len(tokens))
+            tokens = joined([tokens.take(distinct[:known]), more])
         lengths = tokens.lengths[at]
         batches = length_chunks(lengths, self.max_tokens, self.multiple, self.overhead, self.max_rows)
         chunks = [pad(tokens, at[batch], self.pad_id, self.multiple) for batch in batches]
@@ -169,7 +163,7 @@ class EmbedderCollate:
             come first, in the order of the `TrainSet`.
         scored: whether teacher scores go into the batch.
         sizes: passages of each query's group that count, int64 [N]; all where not given.
-        shuffler: passages whose text is shuffled; none where not given.
+        shuffler: positives whose text is shuffled; none where not given.
     """
 
     def __init__(
@@ -190,8 +184,11 @@ class EmbedderCollate:
         """
         queries = np.array([group.query for group in groups])
         candidates = np.stack([group.candidates for group in groups])  # [Q, G]
-        other = partial(self.shuffler, groups[0].epoch) if self.shuffler else None
-        batch, places = self._chunks(queries, candidates, other)
+        passages, more = self.text_rows[candidates], None  # [Q, G]
+        if self.shuffler:
+            drawn, more = self.shuffler(groups[0].epoch, queries, candidates[:, 0])
+            passages[drawn, 0] = len(self.chunker.tokens) + np.arange(len(more))
+        batch, places = self._chunks(queries, candidates, passages.ravel(), more)
         rows, ids = self._known(queries)
         data = self.train_set
         arrays = {
@@ -206,10 +203,14 @@ class EmbedderCollate:
         return batch | {name: torch.from_numpy(values) for name, values in arrays.items()}
 
     def _chunks(
-        self, queries: np.ndarray, candidates: np.ndarray, other: Instead | None
+        self, queries: np.ndarray, candidates: np.ndarray, passages: np.ndarray, more: Tokens | None
     ) -> tuple[dict[str, Any], np.ndarray]:
-        """What the chunker makes of the queries [Q] and then of their candidates [Q, G]."""
-        return self.chunker(np.concatenate([queries, self.text_rows[candidates.ravel()]]), other)
+        """What the chunker makes of the queries [Q] and then of their candidates [Q, G].
+
+        Args:
+            passages: the candidates' rows in the chunker's tokens and, after them, in those of `more`, int64 [Q * G].
+        """
+        return self.chunker(np.concatenate([queries, passages]), more)
 
     def _known(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(row in the batch, passage id) of every known positive of the batch's query texts, int64 [K] each."""
@@ -236,10 +237,16 @@ class RerankerCollate:
 
 def loader(
     dataset: GroupDataset, sampler: GroupSampler, collate: EmbedderCollate | RerankerCollate, workers: int = 0,
-    pin_memory: bool = False,
+    pin_memory: bool = False, prefetch_factor: int | None = None, persistent_workers: bool = False,
 ) -> DataLoader:  # fmt: skip
-    """The loader of a process; it draws nothing from torch's global generator."""
+    """The loader of a process; it draws nothing from torch's global generator.
+
+    Args:
+        prefetch_factor: batches that each of the workers makes ahead. persistent_workers: whether they outlive an
+            epoch; both count only where there are workers.
+    """
+    ahead = {"prefetch_factor": prefetch_factor, "persistent_workers": persistent_workers} if workers else {}
     return DataLoader(
         dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin_memory,
-        generator=torch.Generator(),
+        generator=torch.Generator(), **ahead,
     )  # fmt: skip

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retune.config import TrainConfig
-from retune.data.batches import Chunker, EmbedderCollate, Instead, joined
+from retune.data.batches import Chunker, EmbedderCollate, joined
 from retune.data.candidates import TrainSet
 from retune.data.shuffle import Shuffler
-from retune.model.engine import ragged
+from retune.model.engine import Tokens, ragged
 from retune.model.incontext import BETWEEN, cut
 from retune.runtime import UserError
 
@@ -70,17 +70,16 @@ class InContextCollate(EmbedderCollate):
         return cut(self.model.tokenizer, answers, settings.example_passage_max_len)
 
     def _chunks(
-        self, queries: np.ndarray, candidates: np.ndarray, other: Instead | None
+        self, queries: np.ndarray, candidates: np.ndarray, passages: np.ndarray, more: Tokens | None
     ) -> tuple[dict[str, Any], np.ndarray]:
         """The batch's texts in chunks, the queries in their contexts; see `EmbedderCollate._chunks`."""
         prefixes = self.examples(queries, candidates)
         own = self.model.tokenize_within([self.queries[row] for row in queries], prefixes)
-        distinct, which = np.unique(self.text_rows[candidates.ravel()], return_inverse=True)
-        tokens = joined([own, self.chunker.tokens.take(distinct)])
+        distinct, which = np.unique(passages, return_inverse=True)
+        known = distinct[: np.searchsorted(distinct, len(self.chunker.tokens))]  # the others are `more`, in its order
+        tokens = joined([own, self.chunker.tokens.take(known), *([] if more is None else [more])])
         rows = np.concatenate([np.arange(len(queries)), len(queries) + which])
-        known_as = np.concatenate([queries, distinct])  # rows of the chunker's own tokens
-        instead = other and (lambda places: other(known_as[places]))
-        return replace(self.chunker, tokens=tokens)(rows, instead)
+        return replace(self.chunker, tokens=tokens)(rows)
 
     def examples(self, queries: np.ndarray, candidates: np.ndarray) -> list[str]:
         """What stands before each query of a batch: its examples, or nothing.

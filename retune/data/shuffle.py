@@ -1,7 +1,9 @@
-"""Passages with their text in another order, so that a model does not learn where in a passage its answer stands.
+"""Positives with their text in another order, so that a model does not learn where in a passage its answer stands.
 
-What is drawn depends on seed, epoch and passage alone, so a resumed run reads what an uninterrupted one
-would have read.  Knows texts and a function that tokenises them; nothing of models.
+A positive is drawn for the query that it stands for: where the same passage is another query's negative, in the
+same batch, it reads as it is.  Negatives stay as they are, and so do the examples of an in-context model.  What
+is drawn depends on seed, epoch and query alone, so a resumed run reads what an uninterrupted one would have read.
+Knows texts and a function that tokenises them; nothing of models.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from retune.data.candidates import TrainSet
 from retune.model.engine import Tokens
 
 SHORTEST, PIECES = 101, 3  # characters of a text that is cut, and what it is cut into
@@ -25,26 +28,34 @@ def shuffled(text: str, rng: np.random.Generator) -> str:
 
 
 class Shuffler:
-    """Which passages are shuffled in an epoch, and their tokens.
+    """Which queries' positives are shuffled in an epoch, and their tokens.
 
     Args:
-        texts: passages. first: row of the first of them among the rows that are asked for.
-        tokenize: texts → tokens, as the passages themselves are tokenised.
-        ratio: share of the passages that are shuffled.
+        positives: the texts of all positives, in the order of the candidates.
+        tokenize: (texts, rows int64 [n] of their queries) → tokens, as those queries' passages are read.
+        ratio: share of the positives that are shuffled.
     """
 
     def __init__(
-        self, texts: Sequence[str], first: int, tokenize: Callable[[list[str]], Tokens], ratio: float, seed: int
-    ) -> None:
-        self.texts, self.first, self.tokenize, self.ratio, self.seed = texts, first, tokenize, ratio, seed
+        self, data: TrainSet, positives: Sequence[str], tokenize: Callable[[list[str], np.ndarray], Tokens],
+        ratio: float, seed: int,
+    ) -> None:  # fmt: skip
+        self.positives, self.tokenize, self.ratio, self.seed = positives, tokenize, ratio, seed
+        self.query_ids = data.query_ids
+        self._before = np.cumsum(data.n_positives) - data.n_positives - data.starts  # candidate → place among positives
 
-    def __call__(self, epoch: int, rows: np.ndarray) -> tuple[np.ndarray, Tokens]:
-        """Which of `rows` are shuffled, bool [n], and the tokens of those."""
-        drawn, texts = np.zeros(len(rows), dtype=bool), []
-        for at, row in enumerate((rows - self.first).tolist()):
-            if 0 <= row < len(self.texts) and len(self.texts[row]) >= SHORTEST:
-                rng = np.random.default_rng([self.seed, epoch, row])
+    def __call__(self, epoch: int, queries: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, Tokens]:
+        """Which of a batch's positives are shuffled, bool [Q], and the tokens of those.
+
+        Args:
+            queries: rows int64 [Q]. positives: the candidate that is the positive of each, int64 [Q].
+        """
+        drawn, texts = np.zeros(len(queries), dtype=bool), []
+        for at, (query, place) in enumerate(zip(queries, self._before[queries] + positives, strict=True)):
+            text = self.positives[place]
+            if len(text) >= SHORTEST:
+                rng = np.random.default_rng([self.seed, epoch, int(self.query_ids[query]), 1])
                 drawn[at] = rng.random() < self.ratio
                 if drawn[at]:
-                    texts.append(shuffled(self.texts[row], rng))
-        return drawn, self.tokenize(texts)
+                    texts.append(shuffled(text, rng))
+        return drawn, self.tokenize(texts, queries[drawn])

@@ -8,7 +8,8 @@
 
 None of them takes in-batch negatives away: there, as here, that is `in_batch_negatives: false`, or the
 suffix `no_in_batch_neg` in the name of a file or folder.  Where classes or clusters keep them, a warning
-says so.  Knows neither tokens nor models.
+says so.  Where batches are of one dataset, one with "symmetric" in its type gets half the batch, if it has
+no size of its own.  Knows neither tokens nor models.
 """
 
 from __future__ import annotations
@@ -41,6 +42,16 @@ def group_sizes(types: Sequence[str | None], n_negatives: np.ndarray, group_size
 def read_as_queries(types: Sequence[str | None]) -> np.ndarray:
     """Queries whose passages get the query's instruction: bool [N]."""
     return np.isin(np.array(types, dtype=object).astype(str), READ_AS_QUERIES)
+
+
+def batch_sizes(types: Sequence[str | None], own: np.ndarray, batch_size: int) -> np.ndarray:
+    """What each query's dataset asks for, float64 [N]: NaN for nothing, so that `batch_size` counts.
+
+    Args:
+        own: what is asked for by name, float64 [N]; NaN for nothing.
+    """
+    symmetric = np.array(["symmetric" in (name or "") for name in types], dtype=bool)
+    return np.where(np.isnan(own) & symmetric, max(1, batch_size // 2), own)
 
 
 def warn_of_shared_answers(types: Sequence[str | None], sources: Sequence[str], in_batch: np.ndarray) -> None:

@@ -69,12 +69,17 @@ def family_of(model: str, made_of: Parts) -> str:
     return row.family if row else detected(made_of.weights, made_of.config)
 
 
+def family_chosen(settings: EmbedderConfig, made_of: Parts) -> str:
+    """The family that the config names, else the checkpoint's card, else its name or its files."""
+    return settings.family or card(made_of.checkpoint).family or family_of(settings.model, made_of)
+
+
 def pools(settings: EmbedderConfig, made_of: Parts) -> bool:
     """Whether it is said anywhere, in the config or of the checkpoint, how it pools."""
     said, row = card(made_of.checkpoint), known_as(settings.model, made_of)
     if settings.pooling or said.pooling or (row and row.pooling):
         return True
-    return FAMILIES[settings.family or said.family or family_of(settings.model, made_of)].pooling is not None
+    return FAMILIES[family_chosen(settings, made_of)].pooling is not None
 
 
 def _is_causal(config: Mapping[str, Any]) -> bool:

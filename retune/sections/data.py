@@ -30,7 +30,7 @@ class DatasetConfig(Section):
     `no_in_batch_neg`."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Queries of a batch of this dataset, in each process, with `train.same_dataset_within_batch`; else
-    `per_device_train_batch_size` counts."""
+    `per_device_train_batch_size` counts, or half of it where the dataset's `type` is a symmetric one."""
     max_examples: Annotated[int, Field(ge=1)] | None = None
     """Take at most so many rows: the first ones."""
 

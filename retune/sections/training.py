@@ -76,7 +76,8 @@ class TrainConfig(LoraKeys):
     info_nce_weight: Annotated[float, Field(ge=0)] | None = None
     """Of InfoNCE beside the teacher's loss; where not given, 1 with `kl_div` and 0 with the others."""
     same_dataset_within_batch: bool = False
-    """Batches of one dataset each, of the dataset's own `batch_size` where it has one."""
+    """Batches of one dataset each, of the dataset's own `batch_size` where it has one; of half the usual size where it
+    has none and its `type` is a symmetric one, as in FlagEmbedding."""
     same_length_within_batch: bool = False
     """Batches of one length bin each, see `split.length_list`."""
     small_threshold: Annotated[int, Field(ge=0)] = 0
@@ -86,7 +87,7 @@ class TrainConfig(LoraKeys):
     no_duplicates_within_batch: bool = False
     """Queries of one text, or with a positive in common, go into different batches, as far as that can be."""
     shuffle_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the passages, of more than 100 characters, whose thirds change places; drawn anew each epoch."""
+    """Share of the positives, of more than 100 characters, whose thirds change places; drawn anew each epoch."""
     max_tokens_per_batch: Annotated[int, Field(ge=16)] | None = None
     """Padded tokens of one forward pass; a training batch is cut into such chunks, sorted by length."""
     sub_batch_size: Annotated[int, Field(ge=1)] | None = None

@@ -178,28 +178,30 @@ def _collate(
     from retune.data.candidates import positive_texts
     from retune.data.incontext import InContextCollate
     from retune.data.shuffle import Shuffler
+    from retune.data.task_types import read_as_queries
     from retune.training import memory, preflight
 
     model, sections = _reader(model, settings)
     queries = preflight.tokenized(model, data.queries, "query", data.prompts, sections["query"])
-    passages, which, contents = _passage_tokens(model, data, texts, sections)
+    passages, which = _passage_tokens(model, data, texts, sections)
+    positives = positive_texts(data, texts) if settings.shuffle_ratio or model.context is not None else []
     shuffler = None
     if settings.shuffle_ratio:
-        tokenize = partial(model.tokenize, kind="passage")
-        shuffler = Shuffler(contents, len(data), tokenize, settings.shuffle_ratio, seed)
+        tokenize = partial(_tokenized_for, model, data.prompts, read_as_queries(data.types))
+        shuffler = Shuffler(data, positives, tokenize, settings.shuffle_ratio, seed)
     tokens = joined([queries, *passages])
     most = memory.chunk_tokens(settings.max_tokens_per_batch, settings.grad_cache, model.device)
     chunker = Chunker.of(model, tokens, most, half, settings.sub_batch_size)
     if settings.pad_to_multiple_of:
         # shuffled sentences and queries with examples may have other tokens
         more = [model.max_lengths["passage"]] if shuffler else []
-        more += [model.max_lengths["query"]] if model.context is not None else []
+        as_queries = shuffler and read_as_queries(data.types).any()
+        more += [model.max_lengths["query"]] if model.context is not None or as_queries else []
         preflight.check_padding(model, max([*more, int(tokens.lengths.max())]), settings.pad_to_multiple_of)
         chunker = replace(chunker, multiple=settings.pad_to_multiple_of)
     common = (data, chunker, len(data) + which, settings.knowledge_distillation, sizes, shuffler)
     if model.context is None:
         return EmbedderCollate(*common)
-    positives = positive_texts(data, texts)
     return InContextCollate(*common, model=model, positives=positives, settings=settings, seed=seed)
 
 
@@ -217,9 +219,8 @@ def _reader(model: Embedder, settings: TrainConfig) -> tuple[Embedder, dict[str,
 
 def _passage_tokens(
     model: Embedder, data: TrainSet, texts: Path, sections: dict[str, str]
-) -> tuple[list[Tokens], np.ndarray, list[str]]:
-    """Token arrays of the distinct passages, each candidate's row in them one after the other, int64 [M], and the
-    texts of the rows, which come first, that are read as passages.
+) -> tuple[list[Tokens], np.ndarray]:
+    """Token arrays of the distinct passages, and each candidate's row in them one after the other, int64 [M].
 
     A passage is read once as a passage, and once with each query instruction that a symmetric task gives it.
     """
@@ -235,20 +236,40 @@ def _passage_tokens(
     reading = np.where(read_as_queries(data.types), own, -1)  # [N]: -1 as a passage, else with the query's instruction
     reading = np.repeat(reading, data.n_positives + data.n_negatives)  # [M]
     kinds = np.unique(reading)
-    parts, rows, first, read = [], np.empty_like(which), 0, []
+    parts, rows, first = [], np.empty_like(which), 0
     for kind in kinds:
         members = np.flatnonzero(reading == kind)
         distinct, place = np.unique(which[members], return_inverse=True)
         chosen = contents[distinct].tolist()
         if kind < 0:
             parts.append(preflight.tokenized(model, chosen, "passage", section=sections["passage"]))
-            read = chosen
         else:
             own = [str(instructions[kind]) or None] * len(chosen)
             parts.append(preflight.tokenized(model, chosen, "query", own, sections["query"]))
         rows[members] = first + place
         first += len(distinct)
-    return parts, rows, read
+    return parts, rows
+
+
+def _tokenized_for(
+    model: Embedder, prompts: list[str | None], as_queries: np.ndarray, texts: list[str], queries: np.ndarray
+) -> Tokens:
+    """Passages as the queries that they stand for have them read; see `_passage_tokens`.
+
+    Args:
+        prompts: each query's own instruction, [N]. as_queries: whether its passages are read as it is, bool [N].
+        queries: rows of the texts' queries, int64 [n].
+    """
+    import numpy as np
+
+    from retune.data.batches import joined
+
+    with_own = as_queries[queries]
+    order = np.argsort(~with_own, kind="stable")  # those that are read as queries first
+    own = [prompts[queries[at]] or None for at in order[: with_own.sum()]]
+    chosen = [texts[at] for at in order]
+    read = joined([model.tokenize(chosen[: len(own)], "query", own), model.tokenize(chosen[len(own) :], "passage")])
+    return read.take(np.argsort(order))
 
 
 def main(job: dict[str, Any]) -> None:

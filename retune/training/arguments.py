@@ -39,7 +39,8 @@ REFUSED = {
     "ignore_data_skip": "a resumed run sees the data that the interrupted one would have seen",
     "save_only_model": "a run is resumed from its optimiser's state too",
     "push_to_hub": "push the finished model instead",
-    "fsdp": "weights cut over processes are not known here; use DeepSpeed's ZeRO 1 or 2, or plain data parallelism",
+    "fsdp": "its processes must run each layer equally often, but here each cuts its batch into as many chunks as its "
+    "texts need; use DeepSpeed's ZeRO stage 1 or 2 (`deepspeed`), low-rank adapters or GradCache",
 }
 """Arguments that contradict how training works here, and why."""
 

@@ -7,6 +7,7 @@ import numpy as np
 from retune.config import TrainConfig
 from retune.data.candidates import TrainSet
 from retune.data.sampler import Order, kinds, marks
+from retune.data.task_types import batch_sizes
 from retune.runtime import UserError, log
 
 
@@ -14,7 +15,7 @@ def order_of(settings: TrainConfig, data: TrainSet, batch_size: int) -> Order:
     """Kinds by dataset, by length bin, by both or none; with marks where duplicates are kept apart.
 
     Args:
-        batch_size: of a process, for datasets that have none of their own.
+        batch_size: of a process, for datasets that have none of their own; half of it for symmetric ones.
 
     Raises:
         UserError: for batches of one length bin where bins are not known.
@@ -22,7 +23,7 @@ def order_of(settings: TrainConfig, data: TrainSet, batch_size: int) -> Order:
     labels, own = [], None
     if settings.same_dataset_within_batch:
         labels.append(data.datasets)
-        own = data.batch_sizes
+        own = batch_sizes(data.types, data.batch_sizes, batch_size)
     elif not np.isnan(data.batch_sizes).all():
         log.warning("ingest.train: a dataset's batch_size counts only with train.same_dataset_within_batch")
     if settings.same_length_within_batch:

@@ -80,7 +80,10 @@ def run(
         )
     _warm_up(arguments, len(sampler))
     pin = arguments.device.type == "cuda" and arguments.dataloader_pin_memory
-    batches = loader(dataset, sampler, collate, arguments.dataloader_num_workers, pin)
+    batches = loader(
+        dataset, sampler, collate, arguments.dataloader_num_workers, pin, arguments.dataloader_prefetch_factor,
+        arguments.dataloader_persistent_workers,
+    )  # fmt: skip
     try:
         trainer = GroupTrainer(task, arguments, batches, sampler, dataset.train_set.sources, dev, patience)
     except (ValueError, ImportError) as error:

@@ -7,6 +7,7 @@ tables, epochs or optimisers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ class Task(nn.Module):
         self.step = 0  # steps taken so far, told by the trainer
         self.register_state_dict_post_hook(_without_frozen)
         self.register_load_state_dict_post_hook(_frozen_are_there)
+
+    @property
+    def config(self) -> Any:
+        """The backbone's config, a copy: trainers read sizes from it (DeepSpeed's `auto`) and set what is their own."""
+        return deepcopy(self.model.backbone.config)
 
     def outputs(self, chunks: list[dict[str, Tensor]]) -> Tensor:
         """The model's rows for all chunks, one after the other: float32 [n, ...]."""
