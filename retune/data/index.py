@@ -21,7 +21,7 @@ from retune.runtime import UserError, log, progress, timed
 
 PER_CELL = 64  # training vectors of a cell of an inverted file; faiss warns below 39 and leaves out those above 256
 FEWEST, MOST = 10_000, 100_000  # and of an index: with few cells, and with none
-BATCH = 8192  # queries searched at a time
+BATCH = 65536  # queries searched at a time, at most: mining asks for `mine.search_batch_size`, so that it bounds memory
 WIDER = 2  # lossy codes: candidates for each one asked for, of which exact scores keep the better part
 
 
@@ -61,7 +61,7 @@ class Index:
         """`trained` holds no vectors yet."""
         self._shards, self._factory, self._gpu, self._section = shards, factory, gpu, section
         self._empty = faiss.serialize_index(trained)
-        self._filled: tuple[np.ndarray | None, np.ndarray, faiss.Index] | None = None
+        self._filled: tuple[np.ndarray | None, np.ndarray | None, faiss.Index] | None = None
         self._lossless = bool(re.search(r"(Flat|HNSW\d+|NSG\d+)$", factory))
 
     def search(self, queries: np.ndarray, k: int, only: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +92,7 @@ class Index:
             return found
         names, index = self._of(only)
         _, rows = index.search(queries, wide)
-        return np.where(rows < 0, -1, names[rows])
+        return rows if names is None else np.where(rows < 0, -1, names[rows])
 
     def _selected(self, queries: np.ndarray, wide: int, only: np.ndarray) -> np.ndarray | None:
         """`_candidates` from an inverted file of all texts; None for other indexes.
@@ -108,17 +108,21 @@ class Index:
             params = faiss.SearchParametersPreTransform(index_params=params)
         return index.search(queries, wide, params=params)[1]
 
-    def _of(self, only: np.ndarray | None) -> tuple[np.ndarray, faiss.Index]:
-        """(ids, index of those texts): the last is kept, since searches come with the same mask in a row."""
+    def _of(self, only: np.ndarray | None) -> tuple[np.ndarray | None, faiss.Index]:
+        """(ids, index of those texts), ids None for all, whose rows are their ids.
+
+        The last is kept, since searches come with the same mask in a row.
+        """
         if self._filled is not None:
             mask, names, index = self._filled
             if mask is only or (mask is not None and only is not None and np.array_equal(mask, only)):
                 return names, index
         self._filled = None  # its memory is needed
         index = faiss.deserialize_index(self._empty)
-        names = np.arange(search.count(self._shards)) if only is None else np.flatnonzero(only)
-        with timed(f"index {self._factory} of {len(names)} texts"), _threads(1 if _is_graph(self._factory) else None):
-            _fill(index, self._shards, only, len(names), self._factory, self._section)
+        names = None if only is None else np.flatnonzero(only)
+        n = search.count(self._shards) if names is None else len(names)
+        with timed(f"index {self._factory} of {n} texts"), _threads(1 if _is_graph(self._factory) else None):
+            _fill(index, self._shards, only, n, self._factory, self._section)
         index = _on_gpu(index) if self._gpu else index
         self._filled = (None if only is None else only.copy(), names, index)
         return names, index
