@@ -206,6 +206,10 @@ class Wiring:
 
         return asked
 
+    def training_threads(self, share: int) -> Callable[[Any], int]:
+        """A share of a machine's threads for each of its GPUs that training asks for."""
+        return lambda wildcards: share * self.plan.config(wildcards.run).train.nproc_per_node
+
     # ---- tables ---------------------------------------------------------------------------------
 
     def embedded_table(self, wildcards: Any) -> str:
