@@ -1,5 +1,6 @@
 """retune: raw training data → a better retrieval model.  `snakemake --cores N` runs what config.yaml asks for."""
 
+import os
 import sys
 
 from snakemake.utils import min_version

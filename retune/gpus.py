@@ -2,7 +2,8 @@
 
 A job holds a lock on a file for each of its GPUs and sees these GPUs alone, through
 CUDA_VISIBLE_DEVICES.  The locks are the kernel's (flock), so they end with the job, however it ends.
-A job under SLURM keeps what the scheduler gave it.  Imports no torch: what a job may see must be
+A job of SLURM keeps what the scheduler gave it; where Snakemake itself runs in one and starts jobs there, it lends
+them the GPUs of that allocation.  Imports no torch: what a job may see must be
 settled before.
 """
 
@@ -22,6 +23,7 @@ from retune.runtime import log
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 SCHEDULED = "SLURM_JOB_ID"
+LENDS = "RETUNE_LENDS_GPUS"  # set by a Snakemake that starts its jobs on its own machine
 POLL = 0.5  # seconds between two looks at GPUs that are all taken
 
 _held: list[int] = []  # descriptors of this process' locks: open as long as it lives
@@ -74,7 +76,8 @@ def reserve(count: int) -> list[str]:
     Returns:
         Their ids; what was visible before stays where a scheduler has chosen, or there is no GPU.
     """
-    if SCHEDULED in os.environ or not (known := visible()):
+    scheduled = SCHEDULED in os.environ and LENDS not in os.environ
+    if scheduled or not (known := visible()):
         return []
     names = take(known, min(count, len(known)), folder())
     os.environ[VISIBLE] = ",".join(names)

@@ -73,6 +73,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPat
     monkeypatch.setattr(gpus, "folder", lambda: tmp_path)
     monkeypatch.setattr(gpus, "_held", [])
     monkeypatch.delenv(gpus.SCHEDULED, raising=False)
+    monkeypatch.delenv(gpus.LENDS, raising=False)
     monkeypatch.setenv(gpus.VISIBLE, "")  # so that what a test sets goes again
     monkeypatch.delenv(gpus.VISIBLE)
     return monkeypatch
@@ -99,6 +100,14 @@ def test_a_schedulers_choice_stands(machine) -> None:
     machine.setenv(gpus.SCHEDULED, "17")
     machine.setenv(gpus.VISIBLE, "1")
     assert gpus.reserve(2) == [] and os.environ[gpus.VISIBLE] == "1"
+
+
+def test_inside_an_allocation_snakemake_lends_what_that_has(machine) -> None:
+    """`salloc --gpus=2`, then `snakemake --cores all`: its jobs share the two."""
+    machine.setenv(gpus.SCHEDULED, "17")
+    machine.setenv(gpus.LENDS, "1")
+    machine.setenv(gpus.VISIBLE, "1,2")
+    assert gpus.reserve(1) == ["GPU-b"] and os.environ[gpus.VISIBLE] == "GPU-b"
 
 
 def test_without_a_gpu_nothing_changes(machine) -> None:

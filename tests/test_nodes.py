@@ -20,6 +20,7 @@ from retune.training.launch import launch
 
 SRUN = """#!/bin/sh
 # Starts the command once for each node; where one fails, the others are ended.
+echo "$@" > "$ASKED"
 while case $1 in --nodes=*) nodes=${1#--nodes=} ;; --*) ;; *) false ;; esac; do shift; done
 trap 'kill $tasks 2>/dev/null; exit 1' USR1
 node=0
@@ -40,6 +41,7 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", str(os.getpid()))
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
 
 
 def test_two_nodes_learn_as_two_processes_on_one(tmp_path: Path, nodes: None) -> None:
@@ -57,6 +59,21 @@ def test_two_nodes_learn_as_two_processes_on_one(tmp_path: Path, nodes: None) ->
 def test_a_failing_node_is_an_error(tmp_path: Path, nodes: None) -> None:
     with pytest.raises(UserError, match=r"train\.nnodes: one of 1 processes on 2 nodes failed"):
         launch("retune.no_such_module", {}, 1, tmp_path, 2)
+
+
+@pytest.mark.parametrize("given", ["OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", None])
+def test_each_node_has_all_cpus_of_the_job(
+    tmp_path: Path, nodes: None, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    """A task whose CPUs srun is not told is bound to one.  Where they are not known, SLURM decides."""
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv(given, "3")
+    with pytest.raises(UserError, match=r"2 nodes failed"):
+        launch("retune.no_such_module", {}, 1, tmp_path, 2)
+    asked = [word for word in (tmp_path / "asked").read_text().split() if word.startswith("--cpus-per-task")]
+    assert asked == (["--cpus-per-task=3"] if given else [])
 
 
 def test_several_nodes_need_a_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

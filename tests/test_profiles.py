@@ -59,7 +59,7 @@ def test_the_default_leaves_another_profile_alone(arguments: list[str], monkeypa
     monkeypatch.delenv("SNAKEMAKE_PROFILE", raising=False)
     monkeypatch.setattr(sys, "argv", ["snakemake", "--cores", "4"])
     alone = profile("default")
-    assert "mine=256" in alone["set-threads"] and "mine:gpu=1" in alone["set-resources"]
+    assert "split=256" in alone["set-threads"] and "mine:gpu=1" in alone["set-resources"]
     monkeypatch.setattr(sys, "argv", ["snakemake", *arguments])
     beside = profile("default")
     assert set(alone) - set(beside) == {"set-threads", "set-resources"}

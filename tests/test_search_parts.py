@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,6 +98,27 @@ def test_parts_of_another_search_are_refused(tmp_path):
     found[1].write_bytes(found[1].read_bytes()[:-9])
     with pytest.raises(UserError, match=r"found-1\.parquet: not a whole table"):
         mined(world, found, 0, options)
+
+
+def test_memory_does_not_grow_with_parts_times_queries(tmp_path):
+    """Between two takes a part holds a few rows of what is left: neither the last block nor its file's row groups."""
+    parts, queries, k = 12, 8192, 40
+    rng, blocks = np.random.default_rng(1), 3
+    for part in range(parts):
+        rows = ((np.arange(queries) + block * queries, rng.random((queries, k), np.float32)) for block in range(blocks))
+        found.write(tmp_path / str(part), k, ((ids, scores, np.full((queries, k), part)) for ids, scores in rows))
+    block = queries * k * (4 + 8)
+    arrow = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        reader = found.Parts([tmp_path / str(part) for part in range(parts)])
+        for taken in range(blocks):
+            _, names = reader.take(np.arange(queries) + taken * queries, k)
+            assert set(np.unique(names)) == set(range(parts))
+            held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - arrow
+            assert held < parts * block / 2, f"{held / block:.1f} blocks of one part"
+    finally:
+        tracemalloc.stop()
 
 
 # ---- the plan -----------------------------------------------------------------------------------

@@ -78,6 +78,24 @@ def test_a_variable_that_is_not_there(raw: dict, capsys) -> None:
     assert capsys.readouterr().err == "token: there is no environment variable NOT_HERE\n"
 
 
+RESOURCES = ("gpu", "gres", "nodes", "tasks", "tasks_per_gpu", "mpi")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "processes", "asked"),
+    [
+        (1, 1, {"gpu": 1, "nodes": 1}),
+        (1, 8, {"gpu": 8, "nodes": 1}),
+        (2, 8, {"gres": "gpu:8", "nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun"}),
+    ],
+)
+def test_training_asks_for_its_nodes(raw: dict, nodes: int, processes: int, asked: dict) -> None:
+    """Also for one: `gpu` is a number for the whole job, which a scheduler may give on several nodes."""
+    found = wiring.wire(raw | {"train": {"nnodes": nodes, "nproc_per_node": processes}}, [])
+    values = {name: found.training(name)(job()) for name in RESOURCES}
+    assert {name: value for name, value in values.items() if value is not None} == asked
+
+
 def test_in_an_object_store_files_and_models_are_named_and_not_looked_for(raw: dict) -> None:
     raw |= {"embedder": {"model": "./models/mine"}, "ingest": {"train": "data/rows.jsonl"}}
     found = wiring.wire(raw, [], stored=True)

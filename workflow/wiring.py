@@ -196,8 +196,8 @@ class Wiring:
 
         def asked(wildcards: Any) -> int | str | None:
             settings = self.plan.config(wildcards.run).train
-            if settings.nnodes == 1:
-                return settings.nproc_per_node if resource == "gpu" else None
+            if settings.nnodes == 1:  # which SLURM must be told: it spreads GPUs over nodes where that starts sooner
+                return {"gpu": settings.nproc_per_node, "nodes": 1}.get(resource)
             return {
                 "gres": f"gpu:{settings.nproc_per_node}",  # of each node
                 "nodes": settings.nnodes, "tasks": settings.nnodes, "tasks_per_gpu": 0,  # a task has all of its node's
@@ -205,6 +205,10 @@ class Wiring:
             }.get(resource)  # fmt: skip
 
         return asked
+
+    def training_threads(self, share: int) -> Callable[[Any], int]:
+        """A share of a machine's threads for each of its GPUs that training asks for."""
+        return lambda wildcards: share * self.plan.config(wildcards.run).train.nproc_per_node
 
     # ---- tables ---------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from retune import tables
 from retune.runtime import UserError
 
 ROWS = 1024  # queries decoded at a time
+READ_BYTES = 2**16  # of each column of a part, read at a time
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # query ids int64 [Q], scores float32 [Q, k], text ids int64 [Q, k]
 
@@ -41,7 +42,10 @@ def write(path: Path, k: int, found: Iterable[Found]) -> None:
 
 
 class Parts:
-    """The files of all parts, read once, from front to back."""
+    """The files of all parts, read once, from front to back.
+
+    Memory: of each part no more than about `ROWS` queries between two calls, however many are taken at a time.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(paths)
@@ -80,13 +84,14 @@ class _Rows:
         while sum(len(part[0]) for part in parts) < n and (batch := next(self._batches, None)) is not None:
             parts.append(batch)
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        self._left = tuple(column[n:] for column in columns)
+        self._left = tuple(column[n:].copy() for column in columns)  # a view would keep the whole block, in every part
         return tuple(column[:n] for column in columns)
 
 
 def _decoded(path: Path) -> Iterator[Found]:
     try:
-        with pq.ParquetFile(path) as file:
+        # Nothing read ahead, and no row group as a whole: these are of all parts at once.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES) as file:
             k = file.schema_arrow.field("score").type.list_size
             yield np.empty(0, np.int64), np.empty((0, k), np.float32), np.empty((0, k), np.int64)
             for batch in file.iter_batches(ROWS):

@@ -35,13 +35,14 @@ def launch(module: str, job: dict[str, Any], processes: int, state: Path, nodes:
     Raises:
         UserError: what one of them raised, that one of them failed, or that this is no job of several nodes.
     """
+    given = int(os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK") or 0)
+    threads = given or os.cpu_count() or 1
     torchrun = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={processes}"]
-    command = [*(_on_nodes(nodes) if nodes > 1 else []), sys.executable, *torchrun]
+    command = [*(_on_nodes(nodes, given) if nodes > 1 else []), sys.executable, *torchrun]
     state.mkdir(parents=True, exist_ok=True)
     file = state / "job.json"
     error_of(file).unlink(missing_ok=True)
     file.write_text(json.dumps(job))
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads // processes))}
     log.info("starting %d processes%s", processes, f" on each of {nodes} nodes" if nodes > 1 else "")
     command += [*([] if nodes > 1 else ["--standalone"]), "-m", module, str(file)]
@@ -60,8 +61,11 @@ NODE = (
 )
 
 
-def _on_nodes(nodes: int) -> list[str]:
+def _on_nodes(nodes: int, cpus: int) -> list[str]:
     """What starts a command once on each node of this job, with its place among them.
+
+    Args:
+        cpus: of each node; 0 leaves them to SLURM.
 
     Raises:
         UserError: outside SLURM, which is the one scheduler that is known here.
@@ -74,6 +78,8 @@ def _on_nodes(nodes: int) -> list[str]:
         )
     port = 10000 + int(job) % 20000  # below those that a system hands out by itself; jobs on one node differ
     spread = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    if cpus:
+        spread.append(f"--cpus-per-task={cpus}")  # srun does not take them from the job: a task would be bound to one
     return [srun, *spread, "sh", "-c", NODE, str(port)]
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +30,10 @@ PROFILE = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
 OPTIONS = ["--max-threads", "2", "--latency-wait", "10"]
 SOON = ["--slurm-init-seconds-before-status-checks", "2"]
 STEPS, SAVED = 24, 4
+MANY = 64  # shards; their jobs are as small as the texts are few, so sixteen go out as one, four side by side in it
+GROUPED = ["--groups", "embed=embeds", "search=searches", "--group-components", "embeds=16", "searches=16"]
+GROUPED += ["--set-threads", "embed=1", "search=1", "--set-resources", "embed:mem_mb=1000", "search:mem_mb=1000"]
+GROUPED += ["--cores", "4", "--jobs", "2"]
 LONG = 2400  # seconds after which something will not come about any more
 pytestmark = pytest.mark.timeout(2 * LONG)
 PACKAGES = ["asyncio", "concurrent", "email", "http", "importlib", "json", "logging", "unittest", "urllib", "xml"]
@@ -41,12 +46,14 @@ def small(**train) -> dict:
     config |= {"demo": sizes | {"packages": PACKAGES}}
     config["embedder"] |= {"passage_max_length": 32}
     config["reranker"] |= {"max_length": 48, "fit": config["reranker"]["fit"] | {"max_queries": 16}}
-    config["embed"], config["mine"]["shards"] = {"shards": 2}, 2
+    config["embed"], config["score"], config["mine"]["shards"] = {"shards": 2}, {"shards": 2}, 2
+    config["ingest"] |= {"dev_fraction": 0.2}  # merging weights are searched by the queries set aside
+    config["merge"] = {"models": ["base", "tuned"], "search": {"step": 0.5}}
     args = config["train"]["args"] | {"per_device_train_batch_size": 4, "max_steps": STEPS, "save_steps": SAVED}
-    config["train"] |= {"args": args | {"logging_steps": 1}} | train
+    config["train"] |= {"args": args | {"logging_steps": 1}, "dev_queries": 0} | train
     config["evaluate"]["models"] = ["base"]
     del config["variants"]
-    return config | {"merge": None}
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +229,7 @@ def by_run(jobs: list[dict[str, str]]) -> list[set[str]]:
 
 @pytest.mark.long
 def test_every_other_rule_ran_as_a_job_with_what_the_profile_asks_for(trained) -> None:
-    rules = {"split", "embed_benchmark", "fit", "scores", "score", "train", "evaluate"}
+    rules = {"split", "leakage", "embed_benchmark", "fit", "scores", "score", "train", "weigh", "merge", "evaluate"}
     check_requests(trained, rules)
     assert not by_run(trained)[2] & {"demo", "ingest", "embed", "search", "mine"}
 
@@ -249,6 +256,8 @@ def test_two_nodes_learn_as_two_processes_on_one(trained, cluster: Slurm, projec
     snakemake(cluster, project, "one_node.yaml", "--until", "train")
     last = [job for job in cluster.jobs() if rule(job) == "train"][-1]
     assert last["NNodes"] == "1" and "gres/gpu=2" in last["ReqTRES"]
+    said = cluster.run("sacct", "-X", "-n", "-o", "SubmitLine%2000", "-j", last["JobID"])
+    assert "--nodes=1 " in said  # and not by luck: two GPUs may be those of two nodes
     np.testing.assert_allclose(found, losses(project), rtol=1e-5)
 
 
@@ -274,3 +283,25 @@ def test_a_submit_command_does_as_well(cluster: Slurm, project: Path) -> None:
     assert (project / "results/generic/ingest/pairs.parquet").is_file()
     demo, ingest = accounted(cluster)[before:]
     assert [megabytes(job["ReqMem"]) for job in (demo, ingest)] == [4000, 32000] and ingest["Partition"] == "cpu"
+
+
+@pytest.mark.long
+def test_many_shards_find_what_two_do(mined, cluster: Slurm, project: Path) -> None:
+    """More shards than texts, even: some have none."""
+    config, wanted, before = small(nnodes=2), negatives(project), len(cluster.jobs())
+    config["embed"], config["mine"]["shards"] = {"shards": MANY}, MANY
+    (project / "many.yaml").write_text(yaml.safe_dump(config))
+    snakemake(cluster, project, "many.yaml", "--until", "mine", *GROUPED)
+    jobs = accounted(cluster)[before:]
+    assert {job["State"] for job in jobs} == {"COMPLETED"}
+    counts = Counter(rule(job) for job in jobs)
+    assert counts == {"embeds_embed": MANY // 16 + 1, "searches_search": MANY // 16, "mine": 1}  # and the queries
+    for pattern in ("embed/base/texts-*", "mine/found-*"):
+        assert len(list(project.glob(f"results/demo/{pattern}-of-{MANY}.parquet"))) == MANY
+    assert negatives(project) == wanted
+
+
+def negatives(project: Path) -> list[dict]:
+    """What was mined; the scores of texts that were embedded with others beside them differ by rounding."""
+    pairs = tables.read(project / "results/demo/mine/pairs.parquet", "pairs", ["query_id", "text_id", "label"])
+    return pairs.to_pylist()

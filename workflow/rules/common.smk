@@ -7,13 +7,13 @@ ENVIRONMENT = WIRING.environment
 HALF = max(1, (workflow.cores or 2) // 2)
 # On one machine a job asks for no more GPUs than there are, and waits for those that others use; `--resources gpu=1`
 # lets the workflow have fewer.
-if (
-    workflow.is_main_process
-    and workflow.local_exec
-    and workflow.nodes is None
-    and "gpu" not in workflow.global_resources
-):
-    workflow.register_resource("gpu", len(gpus.visible()))
+if workflow.is_main_process and workflow.local_exec and workflow.nodes is None:
+    os.environ[gpus.LENDS] = "1"  # for the jobs
+    if "gpu" not in workflow.global_resources:
+        workflow.register_resource("gpu", len(gpus.visible()))
+GPUS = int(workflow.global_resources["gpu"].value) if "gpu" in workflow.global_resources else 0
+# The threads of a job with one GPU: as many such jobs run side by side as there are GPUs.  Without any it has them all.
+SHARE = max(1, (workflow.cores or 1) // max(1, GPUS)) if workflow.local_exec else 1
 
 if STORE == "s3":
     see_folders_of_other_machines()

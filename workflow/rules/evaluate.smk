@@ -14,6 +14,7 @@ rule evaluate:
         "benchmarks/{run}/evaluate.{benchmark}.{judged}.tsv"
     conda:
         ENVIRONMENT
+    threads: SHARE
     params:
         settings=WIRING.settings("evaluate", "benchmark", "judged"),
         code=code("evaluate"),

@@ -11,6 +11,7 @@ rule weigh:
         "benchmarks/{run}/weigh.tsv"
     conda:
         ENVIRONMENT
+    threads: SHARE
     params:
         settings=WIRING.settings("weigh"),
         aside=WIRING.weighed_aside,

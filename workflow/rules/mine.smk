@@ -12,6 +12,7 @@ rule search:
         "benchmarks/{run}/search.{shard}.tsv"
     conda:
         ENVIRONMENT
+    threads: SHARE
     params:
         settings=WIRING.settings("search", "shard"),
         code=code("search"),
@@ -37,6 +38,7 @@ rule mine:
         "benchmarks/{run}/mine.tsv"
     conda:
         ENVIRONMENT
+    threads: SHARE
     params:
         settings=WIRING.settings("mine"),
         code=code("mine"),

@@ -13,6 +13,7 @@ rule fit:
         "benchmarks/{run}/fit.tsv"
     conda:
         ENVIRONMENT
+    threads: SHARE
     params:
         settings=WIRING.settings("fit"),
         state=lambda wildcards: f"results/{wildcards.run}/score/.state",
@@ -35,6 +36,7 @@ rule scores:
         "benchmarks/{run}/scores.{shard}.tsv"
     conda:
         ENVIRONMENT
+    threads: SHARE
     params:
         settings=WIRING.settings("scores", "shard"),
         shard="{shard}",

@@ -15,6 +15,7 @@ rule train:
         "benchmarks/{run}/train.tsv"
     conda:
         ENVIRONMENT
+    threads: WIRING.training_threads(SHARE)
     # How many nodes and GPUs follows from the config; all else that a job asks for is in the profile.
     resources:
         gpu=WIRING.training("gpu"),
