@@ -41,8 +41,9 @@ def check_candidates(settings: TrainConfig, order: Order, processes: int, data: 
         return
     smallest = min(order.kinds, key=lambda kind: kind.batch_size)
     alone = smallest.batch_size * (processes if settings.negatives_cross_device else 1) == 1
-    if alone and settings.use_inbatch_neg and (data.batch_sizes[smallest.rows] == 1).any():
-        name = data.datasets[smallest.rows[(data.batch_sizes[smallest.rows] == 1).argmax()]]
+    own = data.batch_sizes[smallest.rows] == 1  # asked for by the dataset, not by the usual batch size
+    if alone and settings.use_inbatch_neg and own.any():
+        name = data.datasets[smallest.rows[own.argmax()]]
         raise UserError(
             f"ingest.train: the batch_size 1 of {name} leaves its queries nothing but their positives, so the loss is "
             "0; raise it, or train.train_group_size"
