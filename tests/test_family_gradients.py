@@ -6,6 +6,7 @@ Model, batch, objective and task are those of the stage; all must give what one 
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny import tiny_decoder, tiny_m3
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from toy import toy_tables
 
@@ -96,7 +99,18 @@ class Step:
         loss = (module or self.task)(**{name: batch[name] for name in batch if name not in ("queries", "n_tokens")})
         loss.backward()
         trained = {name: weight.grad for name, weight in self.task.named_parameters() if weight.requires_grad}
-        return loss.item(), {name: grad.clone() for name, grad in trained.items()}
+        return loss.item(), {name: whole(grad) for name, grad in trained.items()}
+
+    def cut(self) -> None:
+        """As accelerate's FSDP has it: the layers, the embedding layer and what is left are cut up one by one."""
+        layers = self.task._no_split_modules
+        assert len(layers) == 1 and "Embeddings" not in layers[0]
+        for module in [*self.task.modules()]:
+            if type(module).__name__ in layers:
+                fully_shard(module)
+        fully_shard(self.task.get_input_embeddings())
+        fully_shard(self.task)
+        self.task.in_step = True
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +121,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_decoder(found / kind, kind)
     toy_tables(found / "tables", 2 * Q, score=[float(row % 5) for row in range(8 * Q)])
     return found
+
+
+def whole(gradient: Tensor) -> Tensor:
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
 
 
 def flat(gradients: dict[str, Tensor]) -> Tensor:
@@ -139,6 +157,13 @@ def process(rank: int, port: int, folder: Path) -> None:
                 loss, gradients = step.gradient(own, parallel, name == "cached")
                 dist.all_reduce(total := torch.tensor(loss, dtype=torch.float64))
                 found[case, name] = (total.item() / 2, gradients)
+        for name in ("cut", "cut, cached"):
+            step = Step(folder, case)
+            step.cut()
+            step.collate.chunker = replace(step.collate.chunker, max_rows=5 - 2 * rank)  # one has more chunks
+            loss, gradients = step.gradient(own, cached=name == "cut, cached")
+            dist.all_reduce(total := torch.tensor(loss, dtype=torch.float64))
+            found[case, name] = (total.item() / 2, gradients)
     torch.save(found, folder / f"{rank}.pt")
     del parallel, step  # outliving the group it may wait for ever
     dist.destroy_process_group()
@@ -160,6 +185,15 @@ def test_two_processes_equal_one_with_both_batches(distributed: list[dict], fold
         assert found_loss == pytest.approx(loss, rel=1e-5)
         assert (flat(found).norm() / flat(wanted).norm()).item() == pytest.approx(1, abs=1e-5)
         assert torch.nn.functional.cosine_similarity(flat(found), flat(wanted), 0).item() == pytest.approx(1, abs=1e-8)
+        close(found, wanted)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["cut", "cut, cached"])
+def test_weights_cut_up_change_no_gradient(distributed: list[dict], case: str, name: str) -> None:
+    for rank in distributed:
+        (loss, wanted), (found_loss, found) = rank[case, "plain"], rank[case, name]
+        assert found_loss == pytest.approx(loss, rel=1e-5)
         close(found, wanted)
 
 

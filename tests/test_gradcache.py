@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing.connection
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from pair import as_torchrun, two_processes
 from tiny import tiny_bert
 from torch import Tensor
 from toy import toy_tables
@@ -268,25 +266,6 @@ class WithLoss(torch.nn.Module):
         return contrastive(vectors, gather_with_gradient(vectors), first)
 
 
-def two_processes(target: Callable, *given: object) -> list[int | None]:
-    """Exit codes of two processes `target(rank, port, *given)`; where one fails, the other is stopped."""
-    context = multiprocessing.get_context("spawn")  # a fork might inherit a lock of polars' allocator
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [context.Process(target=target, args=(rank, port, *given)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    running = processes
-    while running and not any(process.exitcode for process in processes):
-        multiprocessing.connection.wait([process.sentinel for process in running])
-        running = [process for process in running if process.is_alive()]
-    for process in processes:
-        process.kill() if process.is_alive() else None
-        process.join()
-    return [process.exitcode for process in processes]
-
-
 def shared_gradient(rank: int, port: int, folder: Path) -> None:
     limit = timedelta(minutes=2)  # who waits longer than that fails, and says for what it waited
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", limit, world_size=2, rank=rank)
@@ -410,8 +389,7 @@ def trained_by_one_of_two(rank: int, port: int, job: dict, killed_at: int | None
 
     GroupTrainer.compute_loss = watched
     destroy, dist.destroy_process_group = dist.destroy_process_group, alone
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    as_torchrun(rank, port)
     train(**job)
 
 

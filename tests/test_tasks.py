@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
@@ -12,8 +14,10 @@ from retune.config import EmbedderConfig, TrainConfig
 from retune.model import trainable
 from retune.objective.recipe import Recipe
 from retune.runtime import UserError
+from retune.training import partition
 from retune.training.arguments import training_arguments
 from retune.training.embedding import EmbedderTask
+from retune.training.sharded import ShardedTrainer
 
 CPU = torch.device("cpu")
 
@@ -45,8 +49,45 @@ def test_a_trainer_changes_only_a_copy_of_the_models_config(tmp_path):
     assert task.config.to_dict() == model.backbone.config.to_dict() == before
 
 
-@pytest.mark.parametrize("asked", [True, "full_shard", "shard_grad_op auto_wrap"])
-def test_fsdp_is_refused_with_its_reason(tmp_path, asked):
-    with pytest.raises(UserError, match=r"^train\.args\.fsdp: .*DeepSpeed.*stage 1 or 2.*; leave it out$"):
-        training_arguments({"fsdp": asked}, tmp_path, 0)
-    assert not training_arguments({"fsdp": False}, tmp_path, 0).fsdp
+def test_the_layers_of_a_model_are_known_by_their_class(tmp_path):
+    """By which FSDP cuts a model; an encoder's embeddings, of which there is one, are cut apart from its layers."""
+    model = trainable.load(EmbedderConfig(model=str(tiny_bert(tmp_path / "base"))), TrainConfig(use_lora=True), 0, CPU)
+    assert EmbedderTask(model, Recipe("batch", 0.1))._no_split_modules == ["BertLayer"]
+
+
+# ---- what is cut up among processes -------------------------------------------------------------
+
+
+def test_fsdp_takes_several_processes(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"^train\.args\.fsdp: it takes several processes, .*; leave it out$"):
+        training_arguments({"fsdp": True}, tmp_path, 0)
+    for no in (False, "false", None, ""):
+        assert not training_arguments({"fsdp": no, "fsdp_config": {"version": 1}}, tmp_path, 0).fsdp
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for yes in (True, "true", "full_shard"):
+        partition.check_fsdp({"fsdp": yes}, "train.args")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"version": 1}, "version: .* leave it out for version 2"),
+        ({"fsdp_version": 1}, "version: "),
+        ({"xla": True}, "xla: TPUs"),
+        ({"cpu_ram_efficient_loading": True}, "cpu_ram_efficient_loading: here each process loads the model"),
+        ({"fsdp_cpu_ram_efficient_loading": "true"}, "cpu_ram_efficient_loading: "),
+        ("nowhere.json", r"nowhere\.json: no such file"),
+        ([1], r"expected a JSON object, found \[1\]"),
+    ],
+)
+def test_what_is_not_known_of_fsdp_is_refused(monkeypatch, config, message):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=rf"^train\.args\.fsdp_config: {message}"):
+        partition.check_fsdp({"fsdp": True, "fsdp_config": config}, "train.args")
+
+
+def test_layers_that_the_model_does_not_have_are_refused(tmp_path):
+    model = trainable.load(EmbedderConfig(model=str(tiny_bert(tmp_path / "base"))), TrainConfig(), 0, CPU)
+    arguments = SimpleNamespace(fsdp_config={"transformer_layer_cls_to_wrap": ["BertLayer", "GPTBlock"]})
+    with pytest.raises(ValueError, match=r"^fsdp_config: .*: the model has no GPTBlock; leave it out for BertLayer$"):
+        ShardedTrainer(EmbedderTask(model, Recipe("batch", 0.1)), arguments)

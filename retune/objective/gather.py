@@ -31,6 +31,15 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def most(value: int, device: torch.device) -> int:
+    """The largest of all processes' values; `device` is the one that the process computes on."""
+    if world()[1] == 1:
+        return value
+    everyones = torch.tensor(value, device=device)
+    dist.all_reduce(everyones, dist.ReduceOp.MAX)
+    return int(everyones)
+
+
 def leave() -> None:
     """Wait for all, then end the process group.
 

@@ -28,7 +28,9 @@ Chunk = Mapping[str, Tensor]
 Forward = Callable[..., Tensor]
 
 
-def outputs(forward: Forward, chunks: Sequence[Chunk], keep: int | None = None) -> list[Tensor]:
+def outputs(
+    forward: Forward, chunks: Sequence[Chunk], keep: int | None = None, first: int | None = None
+) -> list[Tensor]:
     """`forward(**chunk)` of every chunk, in their order.
 
     Args:
@@ -36,8 +38,11 @@ def outputs(forward: Forward, chunks: Sequence[Chunk], keep: int | None = None) 
         chunks: padded batches with `input_ids` [rows, length].
         keep: padded tokens whose graphs are kept at most; None keeps all, 0 as few as there can be.  They are
             the last chunks', which the backward pass frees before it recomputes any other.
+        first: the first chunk whose graph is kept, where that is decided already.
     """
-    first = first_kept(chunks, keep) if torch.is_grad_enabled() else 0
+    if first is None:
+        first = first_kept(chunks, keep)
+    first = first if torch.is_grad_enabled() else 0
     return [forward(**chunk) if row >= first else _recomputed(forward, chunk) for row, chunk in enumerate(chunks)]
 
 

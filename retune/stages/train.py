@@ -100,7 +100,7 @@ def _train(
         dev = evaluator(model, aside, half) if aside else None
     dataset = GroupDataset(data, settings.train_group_size, data_seed, sizes)
     bounded = settings.max_tokens_per_batch is not None or settings.sub_batch_size is not None
-    keep = policy(settings.grad_cache, bounded)
+    keep = policy(settings.grad_cache, bounded, bool(arguments.fsdp))
     if model.heads is None:
         task = EmbedderTask(model, recipe, keep)
     else:

@@ -7,7 +7,6 @@ more than 8), one checkpoint kept.  Anything else is transformers' own.
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import TrainingArguments
 
 from retune.model.device import best_device, has_bf16
 from retune.runtime import UserError, log
+from retune.training import partition
 from retune.training.launch import under_torchrun
 
 DEFAULTS = {
@@ -39,8 +39,6 @@ REFUSED = {
     "ignore_data_skip": "a resumed run sees the data that the interrupted one would have seen",
     "save_only_model": "a run is resumed from its optimiser's state too",
     "push_to_hub": "push the finished model instead",
-    "fsdp": "its processes must run each layer equally often, but here each cuts its batch into as many chunks as its "
-    "texts need; use DeepSpeed's ZeRO stage 1 or 2 (`deepspeed`), low-rank adapters or GradCache",
 }
 """Arguments that contradict how training works here, and why."""
 
@@ -71,14 +69,15 @@ def training_arguments(
         UserError: for arguments that are unknown, refused or at odds with each other.
     """
     known = {field.name: field.default for field in fields(TrainingArguments)}
-    given = {name: _strategy(name, value) for name, value in given.items()}
+    given = {name: _meant(name, value) for name, value in given.items()}
     if "warmup_ratio" in given and "warmup_ratio" not in known:  # the same thing until transformers 5
         given["warmup_steps"] = given.pop("warmup_ratio")
     for name, reason in REFUSED.items():
         if name in given and given[name] not in (known[name], None, False, "no"):
             raise UserError(f"{section}.{name}: {reason}; leave it out")
         given.pop(name, None)
-    _check_deepspeed(given.get("deepspeed"), section)
+    partition.check_deepspeed(given.get("deepspeed"), section)
+    partition.check_fsdp(given, section)
     _check_evaluation(given, section, dev, patience)
     device = best_device()
     chosen = (
@@ -101,9 +100,12 @@ def training_arguments(
     return arguments
 
 
-def _strategy(name: str, value: Any) -> Any:
-    """YAML reads a bare `no` as false; make it the word that was meant."""
-    return "no" if value is False and name.endswith("_strategy") else value
+def _meant(name: str, value: Any) -> Any:
+    """YAML reads a bare `no` as false, and a flag's `true` is read as text; make them what was meant."""
+    if value is False and name.endswith("_strategy"):
+        return "no"
+    words = {"true": True, "false": False}
+    return words.get(value.lower(), value) if name == "fsdp" and isinstance(value, str) else value
 
 
 def _check_evaluation(given: dict[str, Any], section: str, dev: bool, patience: int | None) -> None:
@@ -144,28 +146,6 @@ def _on_dev(given: dict[str, Any], section: str) -> dict[str, Any]:
         log.warning("%s.save_strategy: no: without checkpoints the last step is kept, not the best one", section)
         chosen["load_best_model_at_end"] = False
     return chosen
-
-
-def _check_deepspeed(config: str | dict[str, Any] | None, section: str) -> None:
-    """ZeRO's stages 1 and 2 cut the optimiser's state and the gradients; stage 3 cuts the weights, which `save` reads.
-
-    Raises:
-        UserError: for stage 3, or a file that is no JSON.
-    """
-    if isinstance(config, str):
-        try:
-            config = json.loads(Path(config).read_text())
-        except FileNotFoundError:
-            raise UserError(f"{section}.deepspeed: {config}: no such file") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{section}.deepspeed: {config}: {error}") from None
-    if config and not isinstance(config, dict):
-        raise UserError(f"{section}.deepspeed: expected a JSON object, DeepSpeed's config")
-    if config and config.get("zero_optimization", {}).get("stage") == 3:
-        raise UserError(
-            f"{section}.deepspeed: ZeRO stage 3 cuts the weights over the processes, which is not known here; use "
-            "stage 1 or 2, and train.grad_cache where activations need the memory"
-        )
 
 
 def _first_line(error: Exception) -> str:

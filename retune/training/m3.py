@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from retune.config import TrainConfig
 from retune.model.multihead import represent
-from retune.objective import gradcache
 from retune.objective.m3 import Unified
 from retune.objective.recipe import Candidates, Recipe
 from retune.objective.representations import joined, select
@@ -54,8 +53,7 @@ class UnifiedTask(Task):
         positive_rows: Tensor, positive_ids: Tensor, in_batch: Tensor, teacher: Tensor | None = None,
         counted: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        keep = self.keep(self.model, chunks) if torch.is_grad_enabled() else None
-        texts = joined(gradcache.outputs(self.model, chunks, keep))  # the distinct texts
+        texts = joined(self.chunk_outputs(chunks))  # the distinct texts
         with torch.autocast(texts["dense"].device.type, enabled=False):  # scores in float32
             queries, passages = select(texts, query_places), select(texts, passage_places)
             candidates = Candidates(passage_ids, positive_rows, positive_ids, in_batch, teacher, counted)

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from retune.model.device import default_token_budget
+from retune.objective.gather import most
 from retune.objective.gradcache import Chunk, graph_bytes
 from retune.runtime import log
 
@@ -34,18 +36,24 @@ def next_to_nothing(model: nn.Module, chunks: Sequence[Chunk]) -> int:
 
 
 class WhatFits:
-    """Keep as many graphs as fit half of the memory that is free when training begins."""
+    """Keep as many graphs as fit half of the memory that is free when training begins.
 
-    def __init__(self) -> None:
+    Args:
+        in_step: whether all processes must run the model equally often, and so measure it at the same time.
+    """
+
+    def __init__(self, in_step: bool = False) -> None:
         self.room: int | None = None
-        self.width, self.per_token, self.said = 0, 0.0, False
+        self.in_step, self.width, self.per_token, self.said = in_step, 0, 0.0, False
 
     def __call__(self, model: nn.Module, chunks: Sequence[Chunk]) -> int | None:
+        device = chunks[0]["input_ids"].device
         if self.room is None:
-            trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-            self.room = max(0, int(SHARE * free_memory(chunks[0]["input_ids"].device)) - STATE * trained)
+            trained = sum(_own_part(weight).numel() for weight in model.parameters() if weight.requires_grad)
+            self.room = max(0, int(SHARE * free_memory(device)) - STATE * trained)
         widest = max(chunks, key=lambda chunk: chunk["input_ids"].shape[1])
         width = widest["input_ids"].shape[1]
+        width = most(width, device) if self.in_step else width
         if width > self.width:  # attention may take the square of it
             self.width, self.per_token = width, bytes_per_token(model, widest)
         keep = int(self.room / self.per_token)
@@ -63,14 +71,15 @@ class WhatFits:
         self.said = True
 
 
-def policy(grad_cache: bool | str, bounded: bool) -> Keep:
+def policy(grad_cache: bool | str, bounded: bool, in_step: bool = False) -> Keep:
     """What `train.grad_cache` stands for.
 
     Args:
         bounded: whether the user bounds a chunk (`max_tokens_per_batch`, `sub_batch_size`), and memory with it.
+        in_step: see `WhatFits`.
     """
     if grad_cache == "auto":
-        return next_to_nothing if bounded else WhatFits()
+        return next_to_nothing if bounded else WhatFits(in_step)
     return next_to_nothing if grad_cache else everything
 
 
@@ -96,6 +105,11 @@ def bytes_per_token(model: nn.Module, chunk: Chunk) -> float:
 
     few, more = held(2), held(4)
     return max((more - few) / 2 / chunk["input_ids"].shape[1], 1.0)
+
+
+def _own_part(weight: Tensor) -> Tensor:
+    """What this process has of a weight that FSDP cut up; else all of it."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def free_memory(device: torch.device) -> int:

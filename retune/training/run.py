@@ -23,6 +23,7 @@ from retune.data.sampler import GroupSampler, Kind, Order
 from retune.objective.gather import leave, wait_for_all, world
 from retune.runtime import UserError, atomic, log
 from retune.training.arguments import TrainingArguments
+from retune.training.sharded import ShardedTrainer
 from retune.training.tasks import Task
 from retune.training.trainer import GroupTrainer, complete_checkpoints
 
@@ -85,12 +86,16 @@ def run(
         arguments.dataloader_persistent_workers,
     )  # fmt: skip
     try:
-        trainer = GroupTrainer(task, arguments, batches, sampler, dataset.train_set.sources, dev, patience)
+        kind = ShardedTrainer if arguments.fsdp else GroupTrainer
+        trainer = kind(task, arguments, batches, sampler, dataset.train_set.sources, dev, patience)
     except (ValueError, ImportError) as error:
         raise UserError(f"{section}: {str(error).strip().splitlines()[0]}") from None
     before = weight_sums(task)
     state = _train(trainer, outputs.checkpoints)
-    _check_weights(before, weight_sums(task), section)
+    trainer.end()
+    wait_for_all()  # others may still be reading what the first is about to remove
+    if rank == 0 or not arguments.fsdp:
+        _check_weights(before, weight_sums(task), section)
     if rank == 0:
         write_history(outputs.history, state)
         with atomic(outputs.model) as folder:

@@ -6,6 +6,7 @@ tables, epochs or optimisers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retune.objective import gradcache
+from retune.objective import gradcache, lockstep
 from retune.training.memory import Keep, everything
 
 
@@ -29,6 +30,7 @@ class Task(nn.Module):
         self.model, self.keep = model, keep
         self._noted: dict[str, Tensor] = {}
         self.step = 0  # steps taken so far, told by the trainer
+        self.in_step = False  # whether all processes must run each layer equally often, told by the trainer
         self.register_state_dict_post_hook(_without_frozen)
         self.register_load_state_dict_post_hook(_frozen_are_there)
 
@@ -37,10 +39,23 @@ class Task(nn.Module):
         """The backbone's config, a copy: trainers read sizes from it (DeepSpeed's `auto`) and set what is their own."""
         return deepcopy(self.model.backbone.config)
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the layers, by which trainers cut a model (FSDP); what there is one of, such as all embeddings of
+        an encoder, is no layer.
+        """
+        named = getattr(self.model.backbone, "_no_split_modules", None) or []
+        found = Counter(type(module).__name__ for module in self.model.modules())
+        return [name for name in sorted(named) if found[name] > 1]
+
+    def chunk_outputs(self, chunks: list[dict[str, Tensor]]) -> list[Any]:
+        """What the model makes of each chunk, with as many graphs kept as `keep` says."""
+        keep = self.keep(self.model, chunks) if torch.is_grad_enabled() else None
+        return (lockstep if self.in_step else gradcache).outputs(self.model, chunks, keep)
+
     def outputs(self, chunks: list[dict[str, Tensor]]) -> Tensor:
         """The model's rows for all chunks, one after the other: float32 [n, ...]."""
-        keep = self.keep(self.model, chunks) if torch.is_grad_enabled() else None
-        return torch.cat([rows.float() for rows in gradcache.outputs(self.model, chunks, keep)])
+        return torch.cat([rows.float() for rows in self.chunk_outputs(chunks)])
 
     def note(self, measures: Mapping[str, Tensor]) -> None:
         """Add what a batch showed to what is logged next: scalars, which stay on their device; NaN for nothing."""

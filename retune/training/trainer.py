@@ -29,6 +29,7 @@ from retune.objective.gather import wait_for_all
 from retune.runtime import UserError, log
 from retune.training.meter import Meter
 from retune.training.tasks import Task
+from retune.training.weights import put, whole
 
 MARK, WEIGHTS = "complete", "model.safetensors"
 
@@ -91,14 +92,19 @@ class GroupTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """What the model makes of the queries that were set aside, computed by the first process."""
-        self.task.eval()
-        value = torch.tensor([self.dev() if self.is_world_process_zero() else 0.0], device=self.args.device)
-        self.task.train()
+        value = torch.tensor([self.on_dev()], device=self.args.device)
         shown = {"eval_dev": float(self.accelerator.reduce(value, "sum"))}
         log.info("step %d: %.4f on the queries that were set aside", self.state.global_step, shown["eval_dev"])
         self.log(dict(shown))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, shown)
         return shown
+
+    def on_dev(self) -> float:
+        """This process's part of the value: the first has all of it."""
+        self.task.eval()
+        value = self.dev() if self.is_world_process_zero() else 0.0
+        self.task.train()
+        return value
 
     def _load_best_model(self) -> None:
         log.info("the best checkpoint is that of step %d", self.state.best_global_step)
@@ -106,14 +112,15 @@ class GroupTrainer(Trainer):
 
     # ---- checkpoints ----------------------------------------------------------------------------
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        weights = whole(self.task, self.args.device)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_model(self.model, str(folder / WEIGHTS))  # knows tied weights
+            safetensors.torch.save_file(weights, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        safetensors.torch.load_model(model or self.model, str(Path(resume_from_checkpoint) / WEIGHTS))
+        put(safetensors.torch.load_file(Path(resume_from_checkpoint) / WEIGHTS), self.task)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -127,6 +134,9 @@ class GroupTrainer(Trainer):
                     if best is None or old.name != Path(best).name:
                         (old / MARK).unlink()
                         shutil.rmtree(old)
+
+    def end(self) -> None:
+        """Have the task that was given be what it was trained to be, in the first process; here it always is."""
 
 
 class EarlyStopping(EarlyStoppingCallback):
