@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ ZERO = {
     "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
     "zero_allow_untested_optimizer": True,
 }  # fmt: skip
-KINDS = {
+KINDS: dict[str, dict] = {
+    "whole": {},
     "fsdp": {"fsdp": True},
     "fsdp, one unit": {"fsdp": "full_shard", "fsdp_config": {"auto_wrap_policy": "NO_WRAP"}},
     "fsdp, what fits": {"fsdp": True},
@@ -78,12 +80,16 @@ def job(folder: Path, name: str, args: dict, **settings) -> dict:
 
 
 def process(rank: int, port: int, job: dict, killed_at: int | None, dies_in: str | None = None) -> None:
-    """The stage in one of two; the second dies before it takes step `killed_at`, the first where it would save."""
+    """The stage in one of two; the second dies before it takes step `killed_at`, the first where it would save.
+
+    The second is late to look for checkpoints, which the first removes in the end.
+    """
     import accelerate.state
     from torch.distributed.tensor import DTensor
 
     from retune.model import trainable
     from retune.objective import lockstep
+    from retune.training import run
     from retune.training.trainer import GroupTrainer
 
     prepared, computed, filler = accelerate.state.AcceleratorState.__init__, GroupTrainer.compute_loss, lockstep._filler
@@ -114,8 +120,13 @@ def process(rank: int, port: int, job: dict, killed_at: int | None, dies_in: str
     def dies(*_, **__) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def late(folder: Path) -> list[Path]:
+        time.sleep(2.0 * rank)
+        return complete(folder)
+
     if dies_in == "save":
         trainable.save = dies
+    complete, run.complete_checkpoints = run.complete_checkpoints, late
     accelerate.state.AcceleratorState.__init__ = on_gpus
     GroupTrainer.compute_loss, lockstep._filler = watched, counted
     as_torchrun(rank, port)
@@ -185,7 +196,7 @@ def test_one_of_them_killed_they_go_on_as_if_nothing_had_happened(folder, kind):
     close(*(weights(folder / f"{kind} {name}") for name in ("parts", "whole")), by=0)
 
 
-@pytest.mark.parametrize("kind", kinds("fsdp", "zero 2"))
+@pytest.mark.parametrize("kind", kinds("whole", "fsdp", "zero 2"))
 def test_a_run_that_ended_is_only_saved_again(folder, plain, kind):
     """Killed between its last checkpoint and the model: the checkpoint alone is enough."""
     name = f"{kind} ended"
