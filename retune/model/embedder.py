@@ -53,7 +53,7 @@ class Embedder(torch.nn.Module, Reader):
             )
         self.heads: heads.Heads | None = None
         self._budget: TokenBudget | None = None
-        self.shortcut = Shortcut()
+        self.shortcut = Shortcut(trains=True)
 
     @classmethod
     def load(

@@ -56,6 +56,23 @@ class Flat:
         return torch.cat([torch.arange(texts) * length + first for first, texts, length in self.groups])
 
 
+def positions(model: nn.Module, batch: Flat) -> Tensor:
+    """Rows of the model's position embeddings, int64 [T].
+
+    RoBERTa's are counted from the padding id on, over the tokens that are not the padding token.
+    """
+    found = batch.positions()
+    if not FROM_PADDING[type(model).__name__]:
+        return found
+    padding = model.embeddings.padding_idx
+    real = batch.ids != padding
+    if real.all():
+        return found + padding + 1
+    counted = real.cumsum(0)
+    before = (counted - real.long())[(torch.arange(len(found)) - found)]  # in earlier texts
+    return (counted - before) * real + padding
+
+
 # ---- the layers' products -----------------------------------------------------------------------
 
 
@@ -196,24 +213,12 @@ class FlatEncoder:
 
     def _embedded(self, batch: Flat) -> Tensor:
         """Sums of word, position and segment embeddings, normalised, [T, D]."""
-        tables, positions = self.model.embeddings, batch.positions()
-        if FROM_PADDING[type(self.model).__name__]:
-            positions = self._shifted(batch, positions)
+        tables = self.model.embeddings
         x = embedding(batch.ids, tables.word_embeddings.weight)  # [T, D]
         segments = tables.token_type_embeddings.weight
         x += segments[0] if batch.type_ids is None else embedding(batch.type_ids, segments)
-        x += embedding(positions, tables.position_embeddings.weight)
+        x += embedding(positions(self.model, batch), tables.position_embeddings.weight)
         return _normed(x, tables.LayerNorm)
-
-    def _shifted(self, batch: Flat, positions: Tensor) -> Tensor:
-        """RoBERTa's positions: counted from the padding id on, over the tokens that are not the padding token."""
-        padding = self.model.embeddings.padding_idx
-        real = batch.ids != padding
-        if real.all():
-            return positions + padding + 1
-        counted = real.cumsum(0)
-        before = (counted - real.long())[(torch.arange(len(positions)) - positions)]  # in earlier texts
-        return (counted - before) * real + padding
 
     def _attention(self, batch: Flat, qkv: tuple[Tensor, Tensor, Tensor], first: bool) -> Tensor:
         """Context vectors, [T, D]; with `first`, of each text's first token only, [B, D]."""

@@ -40,5 +40,7 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"cls": cls, "m
 
 def of_flat(pooling: str, states: Tensor, batch: Flat) -> Tensor:
     """Pooled float32 [B, D], of the states [T, D] of a batch's tokens."""
-    parts = [states[at : at + texts * length].view(texts, length, -1) for at, texts, length in batch.groups]
-    return torch.cat([POOLINGS[pooling](part, None) for part in parts])
+    groups = [(texts, length) for _, texts, length in batch.groups]
+    parts = states.split([texts * length for texts, length in groups])  # whose gradient is put together once
+    cut = [part.view(*group, -1) for part, group in zip(parts, groups, strict=True)]  # [B', L, D] each
+    return torch.cat([POOLINGS[pooling](part, None) for part in cut])

@@ -1,7 +1,6 @@
-"""Which models have a faster form on a CPU (`retune.model.fused`), and when it may be used.
+"""Which models have a faster form on a CPU (`fused`, and `flat_training` with gradients), and when it may be used.
 
-Whatever is not recognised, is trained or lies on a GPU goes through its own forward, with a word in
-the log.
+Whatever is not recognised or lies on a GPU goes through its own forward, with a word in the log.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from retune.model.flat_training import FlatTraining
 from retune.model.fused import FROM_PADDING, FlatEncoder, Packed, Plain
 from retune.runtime import log
 
@@ -29,22 +29,37 @@ class Shortcut:
 
     Attributes:
         encoder: the flat form that was last used. enabled: set to False, the model's own forward is always used.
+
+    Args:
+        trains: whether there is one for training too.
     """
 
-    def __init__(self, products: type[Plain] | type[Packed] | None = None) -> None:
+    def __init__(self, products: type[Plain] | type[Packed] | None = None, trains: bool = False) -> None:
         self.encoder: FlatEncoder | None = None
-        self.enabled = True
+        self.enabled, self.trains, self._told = True, trains, False
         self._products, self._because, self._settled = products, None, False
 
-    def of(self, backbone: nn.Module, attention_mask: Tensor | None = None) -> FlatEncoder | None:
+    def of(self, backbone: nn.Module, attention_mask: Tensor | None = None) -> FlatEncoder | FlatTraining | None:
         """The flat form; None where the model's own forward is to be used, with a word in the log."""
-        if not self.enabled or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        if not self.enabled or torch.is_autocast_enabled("cpu"):
             return None
+        if attention_mask is not None and not attention_mask.any(1).all():  # a text without tokens
+            return None
+        if torch.is_grad_enabled():
+            return self._in_training(backbone)
         if not self._settled:
             self._look(backbone)
-        if self._because or (attention_mask is not None and not attention_mask.any(1).all()):  # a text without tokens
+        return None if self._because else self.encoder
+
+    def _in_training(self, backbone: nn.Module) -> FlatTraining | None:
+        if not (self.trains and backbone.training and next(backbone.parameters()).device.type == "cpu"):
             return None
-        return self.encoder
+        recomputed = getattr(backbone, "is_activation_checkpointing", False)
+        because = "its layers are recomputed" if recomputed else unsupported(backbone)
+        if because and not self._told:
+            log.info("training by the model's own forward: %s", because)
+        self._told = self._told or because is not None
+        return None if because else FlatTraining(backbone)
 
     @contextmanager
     def settled(self, backbone: nn.Module) -> Iterator[None]:
