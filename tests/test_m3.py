@@ -165,7 +165,7 @@ def test_unified_training_lowers_the_loss_and_lifts_every_head(trained, bare):
     before, after = all_scores(start, queries, texts), all_scores(load(trained / "model"), queries, texts)
     for head in HEADS:
         assert mrr(after[head]) > mrr(before[head]), head
-    assert mrr(after["dense"]) > 0.5 and mrr(after["colbert"]) > 0.6
+    assert mrr(after["dense"]) > 0.4 and mrr(after["colbert"]) > 0.45
 
 
 def test_what_is_saved(trained):

@@ -7,14 +7,18 @@ whatever holds of a weight's gradient (DistributedDataParallel, accumulation, Gr
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu, layer_norm, linear, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from retune.model.fused import Flat, positions
 
 LEVELS = 1 << 16
+RECOMPUTED = "gradient_checkpointing"  # what transformers sets on a layer that keeps no activations
 
 
 class FlatTraining:
@@ -31,15 +35,19 @@ class FlatTraining:
         """Hidden states of the last layer, float32 [T, D]; with `first`, of each text's first token only, [B, D]."""
         x, layers = self._embedded(batch), self.model.encoder.layer  # [T, D]
         for layer in layers:
-            own, attended = layer.attention.self, layer.attention.output
             alone = first and layer is layers[-1]  # nothing else of the last layer is asked for
-            k, v = _linear(x, own.key), _linear(x, own.value)
-            x = x.index_select(0, batch.starts()) if alone else x
-            context = self._attention(batch, _linear(x, own.query), k, v, own.dropout, alone)
-            x = _normed(_dropped(_linear(context, attended.dense), attended.dropout) + x, attended.LayerNorm)
-            inner = gelu(_linear(x, layer.intermediate.dense))
-            x = _normed(_dropped(_linear(inner, layer.output.dense), layer.output.dropout) + x, layer.output.LayerNorm)
+            run = partial(self._layer, layer, batch, alone)
+            x = checkpoint(run, x, use_reentrant=False) if getattr(layer, RECOMPUTED, False) else run(x)
         return x
+
+    def _layer(self, layer: nn.Module, batch: Flat, first: bool, x: Tensor) -> Tensor:
+        own, attended, out = layer.attention.self, layer.attention.output, layer.output
+        k, v = _linear(x, own.key), _linear(x, own.value)
+        x = x.index_select(0, batch.starts()) if first else x
+        context = self._attention(batch, _linear(x, own.query), k, v, own.dropout, first)
+        x = _normed(_dropped(_linear(context, attended.dense), attended.dropout) + x, attended.LayerNorm)
+        inner = gelu(_linear(x, layer.intermediate.dense))
+        return _normed(_dropped(_linear(inner, out.dense), out.dropout) + x, out.LayerNorm)
 
     def _embedded(self, batch: Flat) -> Tensor:
         """Sums of word, position and segment embeddings, normalised, [T, D]."""

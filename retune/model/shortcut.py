@@ -54,8 +54,7 @@ class Shortcut:
     def _in_training(self, backbone: nn.Module) -> FlatTraining | None:
         if not (self.trains and backbone.training and next(backbone.parameters()).device.type == "cpu"):
             return None
-        recomputed = getattr(backbone, "is_activation_checkpointing", False)
-        because = "its layers are recomputed" if recomputed else unsupported(backbone)
+        because = unsupported(backbone)
         if because and not self._told:
             log.info("training by the model's own forward: %s", because)
         self._told = self._told or because is not None
@@ -95,12 +94,18 @@ def unsupported(model: nn.Module) -> str | None:
     odd = [part for part in _parts(model) if type(part) not in (nn.Linear, nn.LayerNorm, nn.Embedding)]
     if odd:  # adapters, quantised layers
         return f"it has a layer of {type(odd[0]).__name__}"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+    if any(module._forward_pre_hooks or _hooks(module) for module in model.modules()):
         return "it has hooks"
     kinds = {(weights.device.type, weights.dtype) for part in _parts(model) for weights in part.parameters()}
     if len(kinds) > 1 or min(kinds)[0] != "cpu":
         return "it is not on a CPU in one dtype"
     return None
+
+
+def _hooks(module: nn.Module) -> list[Callable]:
+    """Those after a forward, but for the one by which transformers has gradients let in under recomputed layers."""
+    found = module._forward_hooks.values()
+    return [hook for hook in found if getattr(hook, "__name__", "") != "make_inputs_require_grads"]
 
 
 def head_of(model: nn.Module) -> Callable[[nn.Module, Tensor], Tensor] | None:
