@@ -79,10 +79,15 @@ def job(folder: Path, name: str, args: dict, **settings) -> dict:
     }  # fmt: skip
 
 
-def process(rank: int, port: int, job: dict, killed_at: int | None, dies_in: str | None = None) -> None:
+def process(
+    rank: int, port: int, job: dict, killed_at: int | None, dies_in: str | None = None, cut: bool = True
+) -> None:  # fmt: skip
     """The stage in one of two; the second dies before it takes step `killed_at`, the first where it would save.
 
     The second is late to look for checkpoints, which the first removes in the end.
+
+    Args:
+        cut: whether accelerate is told that it has GPUs.
     """
     import accelerate.state
     from torch.distributed.tensor import DTensor
@@ -127,7 +132,8 @@ def process(rank: int, port: int, job: dict, killed_at: int | None, dies_in: str
     if dies_in == "save":
         trainable.save = dies
     complete, run.complete_checkpoints = run.complete_checkpoints, late
-    accelerate.state.AcceleratorState.__init__ = on_gpus
+    if cut:
+        accelerate.state.AcceleratorState.__init__ = on_gpus
     GroupTrainer.compute_loss, lockstep._filler = watched, counted
     as_torchrun(rank, port)
     train(**job)
@@ -206,3 +212,10 @@ def test_a_run_that_ended_is_only_saved_again(folder, plain, kind):
     seen = json.loads((folder / name / "seen0.json").read_text())
     assert "cut" not in seen, "no step was taken"
     close(weights(folder / name), weights(plain))
+
+
+def test_on_cpus_nothing_is_cut(folder, plain):
+    assert two_processes(process, job(folder, "cpus", {"fsdp": True}), None, None, False) == [0, 0]
+    seen = [json.loads((folder / "cpus" / f"seen{rank}.json").read_text()) for rank in (0, 1)]
+    assert not any(one["cut"] for one in seen)
+    close(weights(folder / "cpus"), weights(plain))
