@@ -134,6 +134,7 @@ def test_each_value_is_kept_on_its_own_with_the_same_probability(p):
 
 def test_all_or_nothing():
     assert not kept_values(10, 1.0).any() and kept_values(10, 0.0).all() and len(kept_values(7, 0.5)) == 7
+    assert not kept_values(10, 1 - 1e-9).any()
     assert torch.equal(_Dropped.apply(torch.ones(4), kept_values(4, 1.0), 1.0), torch.zeros(4))
 
 
@@ -194,5 +195,7 @@ def test_other_models_and_other_times_go_through_the_models_own_forward(folder, 
     with caplog.at_level(logging.INFO, "retune"):
         assert used(one.backbone) is None and used(one.backbone) is None
     assert caplog.text.count("training by the model's own forward: it has hooks") == 1
+    half = model(folder).to(torch.bfloat16)
+    assert half.shortcut.of(half.backbone) is None
     adapters = model(folder, use_lora=True)
     assert adapters.shortcut.of(adapters.backbone) is None

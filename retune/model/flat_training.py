@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, gelu, layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import embedding, gelu, linear, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from retune.model.fused import Flat, positions
+from retune.model.fused import Flat, normed, positions
 
 LEVELS = 1 << 16
 RECOMPUTED = "gradient_checkpointing"  # what transformers sets on a layer that keeps no activations
@@ -45,9 +45,9 @@ class FlatTraining:
         k, v = _linear(x, own.key), _linear(x, own.value)
         x = x.index_select(0, batch.starts()) if first else x
         context = self._attention(batch, _linear(x, own.query), k, v, own.dropout, first)
-        x = _normed(_dropped(_linear(context, attended.dense), attended.dropout) + x, attended.LayerNorm)
+        x = normed(_dropped(_linear(context, attended.dense), attended.dropout) + x, attended.LayerNorm)
         inner = gelu(_linear(x, layer.intermediate.dense))
-        return _normed(_dropped(_linear(inner, out.dense), out.dropout) + x, out.LayerNorm)
+        return normed(_dropped(_linear(inner, out.dense), out.dropout) + x, out.LayerNorm)
 
     def _embedded(self, batch: Flat) -> Tensor:
         """Sums of word, position and segment embeddings, normalised, [T, D]."""
@@ -58,7 +58,7 @@ class FlatTraining:
         else:
             x = x + _looked_up(batch.type_ids, tables.token_type_embeddings)
         x = x + _looked_up(positions(self.model, batch), tables.position_embeddings)
-        return _dropped(_normed(x, tables.LayerNorm), tables.dropout)
+        return _dropped(normed(x, tables.LayerNorm), tables.dropout)
 
     def _attention(
         self, batch: Flat, q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout, first: bool = False
@@ -92,10 +92,6 @@ def _looked_up(ids: Tensor, module: nn.Embedding) -> Tensor:
     return embedding(ids, module.weight, module.padding_idx)
 
 
-def _normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    return layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-
-
 # ---- dropout ------------------------------------------------------------------------------------
 
 
@@ -110,15 +106,11 @@ def kept_values(n: int, p: float) -> Tensor:
 
     Drawn by a generator that torch's own seeds, so that the same random state gives the same values.
     """
-    seed = int(torch.randint(2**63 - 1, ()))
-    if p >= 1:
+    seed, dropped = int(torch.randint(2**63 - 1, ())), round(p * LEVELS)
+    if dropped == LEVELS:
         return torch.zeros(n, dtype=torch.bool)
     drawn = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, -(-n // 4), np.uint64)
-    return torch.from_numpy(drawn.view(np.int16))[:n] >= _dropped_levels(p) - LEVELS // 2
-
-
-def _dropped_levels(p: float) -> int:
-    return round(p * LEVELS)
+    return torch.from_numpy(drawn.view(np.int16))[:n] >= dropped - LEVELS // 2
 
 
 class _Dropped(torch.autograd.Function):
@@ -127,7 +119,7 @@ class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(context, x: Tensor, kept: Tensor, p: float) -> Tensor:
         context.save_for_backward(kept)
-        context.scale = LEVELS / (LEVELS - _dropped_levels(p)) if p < 1 else 1.0
+        context.scale = LEVELS / max(1, LEVELS - round(p * LEVELS))
         return (x * kept).mul_(context.scale)
 
     @staticmethod

@@ -191,8 +191,8 @@ class FlatEncoder:
             context = self._filled(self._attention(batch, layer.split(x, self._buffers), alone))  # [T', D] or [B', D]
             if alone:
                 x = self._filled(x[batch.starts()])  # [B', D]
-            x = _normed(layer.attended(x, context), block.attention.output.LayerNorm)
-            x = _normed(layer.fed(x, self._buffers), block.output.LayerNorm)
+            x = normed(layer.attended(x, context), block.attention.output.LayerNorm)
+            x = normed(layer.fed(x, self._buffers), block.output.LayerNorm)
         return x[: sum(texts for _, texts, _ in batch.groups) if first else len(batch.ids)]
 
     @torch.inference_mode()
@@ -218,7 +218,7 @@ class FlatEncoder:
         segments = tables.token_type_embeddings.weight
         x += segments[0] if batch.type_ids is None else embedding(batch.type_ids, segments)
         x += embedding(positions(self.model, batch), tables.position_embeddings.weight)
-        return _normed(x, tables.LayerNorm)
+        return normed(x, tables.LayerNorm)
 
     def _attention(self, batch: Flat, qkv: tuple[Tensor, Tensor, Tensor], first: bool) -> Tensor:
         """Context vectors, [T, D]; with `first`, of each text's first token only, [B, D]."""
@@ -231,5 +231,6 @@ class FlatEncoder:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """As the layer does it, without its call."""
     return layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

@@ -52,9 +52,10 @@ class Shortcut:
         return None if self._because else self.encoder
 
     def _in_training(self, backbone: nn.Module) -> FlatTraining | None:
-        if not (self.trains and backbone.training and next(backbone.parameters()).device.type == "cpu"):
+        weight = next(backbone.parameters())
+        if not (self.trains and backbone.training and weight.device.type == "cpu"):
             return None
-        because = unsupported(backbone)
+        because = unsupported(backbone) if weight.dtype == torch.float32 else f"it is in {weight.dtype}"
         if because and not self._told:
             log.info("training by the model's own forward: %s", because)
         self._told = self._told or because is not None
