@@ -59,13 +59,21 @@ def test_the_layers_of_a_model_are_known_by_their_class(tmp_path):
 
 
 def test_fsdp_takes_several_processes(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"^train\.args\.fsdp: it takes several processes, .*; leave it out$"):
+    with pytest.raises(UserError, match=r"^train\.args\.fsdp: it takes .* set train\.nproc_per_node, or leave it out$"):
         training_arguments({"fsdp": True}, tmp_path, 0)
+    with pytest.raises(UserError, match=r"^reranker\.fit\.args\.fsdp: it takes several processes; leave it out$"):
+        training_arguments({"fsdp": True}, tmp_path, 0, section="reranker.fit.args")
     for no in (False, "false", None, ""):
         assert not training_arguments({"fsdp": no, "fsdp_config": {"version": 1}}, tmp_path, 0).fsdp
     monkeypatch.setenv("WORLD_SIZE", "2")
     for yes in (True, "true", "full_shard"):
         partition.check_fsdp({"fsdp": yes}, "train.args")
+
+
+def test_offloading_is_refused_by_its_older_name(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="cpu_offload: gradients on the CPU"):
+        partition.check_fsdp({"fsdp": "full_shard offload"}, "train.args")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +84,8 @@ def test_fsdp_takes_several_processes(tmp_path, monkeypatch):
         ({"xla": True}, "xla: TPUs"),
         ({"cpu_ram_efficient_loading": True}, "cpu_ram_efficient_loading: here each process loads the model"),
         ({"fsdp_cpu_ram_efficient_loading": "true"}, "cpu_ram_efficient_loading: "),
+        ({"activation_checkpointing": True}, "activation_checkpointing: .* beside fsdp"),
+        ({"cpu_offload": True}, "cpu_offload: "),
         ("nowhere.json", r"nowhere\.json: no such file"),
         ([1], r"expected a JSON object, found \[1\]"),
     ],

@@ -68,7 +68,7 @@ def fit(
         dev = partial(mrr, model, _tokens(model, held, texts), held) if aside else None
     data_seed = arguments.data_seed if arguments.data_seed is not None else arguments.seed
     dataset = GroupDataset(data, settings.train_group_size, data_seed)
-    task = RerankerTask(model, WhatFits(), settings.loss)
+    task = RerankerTask(model, WhatFits(bool(arguments.fsdp)), settings.loss)
     run(task, arguments, dataset, collate, places, partial(_save, model), SECTION, dev, patience)
 
 

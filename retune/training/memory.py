@@ -55,7 +55,7 @@ class WhatFits:
         width = widest["input_ids"].shape[1]
         width = most(width, device) if self.in_step else width
         if width > self.width:  # attention may take the square of it
-            self.width, self.per_token = width, bytes_per_token(model, widest)
+            self.width, self.per_token = width, bytes_per_token(model, widest, width)
         keep = int(self.room / self.per_token)
         if sum(chunk["input_ids"].numel() for chunk in chunks) <= keep:
             return None
@@ -92,19 +92,22 @@ def chunk_tokens(given: int | None, grad_cache: bool | str, device: torch.device
     return default_token_budget(device) // 4 if given is None and grad_cache is True else given
 
 
-def bytes_per_token(model: nn.Module, chunk: Chunk) -> float:
-    """Bytes that a graph holds for each padded token of batches as wide as `chunk`.
+def bytes_per_token(model: nn.Module, chunk: Chunk, width: int | None = None) -> float:
+    """Bytes that a graph holds for each padded token of batches as wide as `chunk`, or of `width` where it is given.
 
     The difference between four rows and two: what does not grow with the rows, such as weights cast by autocast,
     is no part of it.
     """
 
+    own = chunk["input_ids"].shape[1]
+    width = width or own
+
     def held(rows: int) -> int:
-        first = {name: values[:1] for name, values in chunk.items()}
+        first = {name: values[:1].repeat(1, -(-width // own))[:, :width] for name, values in chunk.items()}
         return graph_bytes(model, {name: row.expand(rows, *row.shape[1:]) for name, row in first.items()})
 
     few, more = held(2), held(4)
-    return max((more - few) / 2 / chunk["input_ids"].shape[1], 1.0)
+    return max((more - few) / 2 / width, 1.0)
 
 
 def _own_part(weight: Tensor) -> Tensor:

@@ -19,6 +19,12 @@ FSDP_REFUSED = {
     "cpu_ram_efficient_loading": (
         (True, "true"), "here each process loads the model itself, with its adapters and heads; leave it out",
     ),
+    "activation_checkpointing": (
+        (True, "true"), "FSDP's own draws other dropout when it recomputes; set activation_checkpointing beside fsdp",
+    ),
+    "cpu_offload": (
+        (True, "true"), "gradients on the CPU are out of reach for NCCL, by which GPUs meet; leave it out",
+    ),
 }  # fmt: skip
 """Keys of `fsdp_config`, the values that are refused, and why."""
 
@@ -49,8 +55,11 @@ def check_fsdp(given: dict[str, Any], section: str) -> None:
     if not given.get("fsdp"):
         return
     if not under_torchrun():
-        raise UserError(f"{section}.fsdp: it takes several processes, as train.nproc_per_node has them; leave it out")
+        remedy = "set train.nproc_per_node, or " if section == "train.args" else ""
+        raise UserError(f"{section}.fsdp: it takes several processes; {remedy}leave it out")
     config = _object(given.get("fsdp_config"), f"{section}.fsdp_config")
+    if "offload" in str(given["fsdp"]).split():
+        config = config | {"cpu_offload": True}
     for name, (values, reason) in FSDP_REFUSED.items():
         if config.get(name, config.get(f"fsdp_{name}")) in values:
             raise UserError(f"{section}.fsdp_config: {name}: {reason}")

@@ -1,6 +1,7 @@
 """Training with weights that are cut up among the processes: FSDP (torch's `fully_shard`; arXiv:2304.11277).
 
-A process has but a part of every weight, and sees them in full only while a layer runs, which takes all processes.
+A process has but a part of every weight, and sees them in full only while a layer runs, which takes all processes (or
+while a chunk is recomputed: torch lets a layer's weights go after its own backward pass).
 So what is trained is a copy, and the first process keeps the model whole beside it: to search the queries that were set
 aside, and to be saved.  Checkpoints have the weights whole too; how the optimiser's state is stored is up to
 `fsdp_config`.
@@ -36,8 +37,8 @@ class ShardedTrainer(GroupTrainer):
 
     def __init__(self, task: Task, args: TrainingArguments, *more: Any, **named: Any) -> None:
         _check_layers(task, args.fsdp_config.get("transformer_layer_cls_to_wrap") or [])
-        self.given = task.to(CPU)  # from where parts are taken
-        trained = deepcopy(task) if world()[0] == 0 else task
+        self.given, first = task, world()[0] == 0
+        trained = deepcopy(task.to(CPU)) if first else task  # cut where it lies; the first GPU has no room for two
         trained.in_step = True
         super().__init__(trained, args, *more, **named)
         if self.is_fsdp_enabled:
@@ -83,9 +84,10 @@ def _check_layers(task: Task, named: list[str]) -> None:
 
 
 def _let_us_choose_precision(plugin: Any) -> None:
-    """Layers compute in 16 bits where that is asked for; gradients are summed, and scores and losses made, in 32.
+    """Layers compute in 16 bits where that is asked for; processes add up gradients, and scores are made, in 32.
 
-    What a layer is given stays as it is, teacher scores among it: its weights decide what it computes in.
+    What a layer is given stays as it is, teacher scores among it: its weights decide what it computes in.  (A process
+    adds up the gradients that chunks give its embeddings in 16 bits, as FSDP has it.)
     """
     if plugin.mixed_precision_policy is not None:
         chosen = {"reduce_dtype": torch.float32, "output_dtype": None, "cast_forward_inputs": False}
