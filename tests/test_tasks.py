@@ -86,6 +86,8 @@ def test_offloading_is_refused_by_its_older_name(monkeypatch):
         ({"fsdp_cpu_ram_efficient_loading": "true"}, "cpu_ram_efficient_loading: "),
         ({"activation_checkpointing": True}, "activation_checkpointing: .* beside fsdp"),
         ({"cpu_offload": True}, "cpu_offload: "),
+        ('{"cpu_offload": true}', "cpu_offload: "),
+        ('{"cpu_offload"', r"\{.*Expecting ':'"),
         ("nowhere.json", r"nowhere\.json: no such file"),
         ([1], r"expected a JSON object, found \[1\]"),
     ],

@@ -11,7 +11,7 @@ from retune.runtime import UserError, log
 from retune.training.launch import under_torchrun
 
 Config = str | dict[str, Any] | None
-"""A config, or the path of a JSON file that has it."""
+"""A config, as JSON too, or the path of a file that has it."""
 
 FSDP_REFUSED = {
     "version": ((1, "1"), "transformers gives version 1 up, and it is not known here; leave it out for version 2"),
@@ -70,7 +70,7 @@ def check_fsdp(given: dict[str, Any], section: str) -> None:
 def _object(config: Config, key: str) -> dict[str, Any]:
     if isinstance(config, str):
         try:
-            config = json.loads(Path(config).read_text())
+            config = json.loads(config if config.lstrip().startswith("{") else Path(config).read_text())
         except FileNotFoundError:
             raise UserError(f"{key}: {config}: no such file") from None
         except (OSError, ValueError) as error:
