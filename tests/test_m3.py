@@ -62,7 +62,7 @@ def m3_job(folder: Path, base: Path, args: dict | None = None, **settings) -> di
 @pytest.fixture(scope="module")
 def trained(bare, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    train(**m3_job(folder, bare, {"num_train_epochs": 8, "learning_rate": 2e-3}))
+    train(**m3_job(folder, bare, {"num_train_epochs": 16, "learning_rate": 2e-3}))
     return folder
 
 
@@ -165,7 +165,7 @@ def test_unified_training_lowers_the_loss_and_lifts_every_head(trained, bare):
     before, after = all_scores(start, queries, texts), all_scores(load(trained / "model"), queries, texts)
     for head in HEADS:
         assert mrr(after[head]) > mrr(before[head]), head
-    assert mrr(after["dense"]) > 0.4 and mrr(after["colbert"]) > 0.45
+    assert mrr(after["dense"]) > 0.5 and mrr(after["colbert"]) > 0.6
 
 
 def test_what_is_saved(trained):

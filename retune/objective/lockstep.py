@@ -34,9 +34,9 @@ def _filler(chunks: Sequence[Chunk]) -> Chunk:
 
 def _with_nothing_of(output, fillers: Sequence):
     """`output` as it is, with a graph that leads through the fillers too: their gradients are 0."""
-    nothing = sum(0.0 * values.sum() for filler in fillers for values in _learnt(filler).values())
     if not fillers:
         return output
+    nothing = sum(0.0 * values.sum() for filler in fillers for values in _learnt(filler).values())
     if isinstance(output, Tensor):
         return output + nothing
     return output | {name: values + nothing for name, values in _learnt(output).items()}
